@@ -1,4 +1,7 @@
-"""What can go wrong in a way the user can mend. Each message: what was found, what is needed, what to do."""
+"""What can go wrong in a way the user can mend.
+
+Each message says what was found, what is needed and what to do.
+"""
 
 
 class GeodeployError(Exception):

@@ -1,0 +1,5 @@
+"""`python -m geodeploy`."""
+
+from geodeploy.cli import main
+
+main()

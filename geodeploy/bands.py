@@ -1,0 +1,165 @@
+"""Which of a file's bands are the ones a model needs. Names only, no I/O.
+
+Names are STAC common names. Aliases count only where they can mean one thing: `B5` is NIR on
+Landsat 8 and SWIR on Landsat 5, so it is taken only when the file says which Landsat it is.
+"""
+
+import re
+from collections.abc import Sequence
+
+from geodeploy.errors import BandError
+
+_WORDS = {
+    "coastal": "coastal", "coastalaerosol": "coastal", "blue": "blue", "green": "green",
+    "yellow": "yellow", "red": "red", "rededge": "rededge", "rededge1": "rededge071",
+    "rededge2": "rededge075", "rededge3": "rededge078", "rededge071": "rededge071",
+    "rededge075": "rededge075", "rededge078": "rededge078", "nir": "nir", "nir08": "nir08",
+    "nirnarrow": "nir08", "nirbroad": "nir", "nir09": "nir09", "watervapour": "nir09",
+    "cirrus": "cirrus", "swir1": "swir16", "swir16": "swir16", "swir2": "swir22",
+    "swir22": "swir22", "pan": "pan", "panchromatic": "pan", "lwir": "lwir", "lwir11": "lwir11",
+    "lwir12": "lwir12",
+}  # fmt: skip
+
+_SENTINEL2 = {
+    "1": "coastal", "2": "blue", "3": "green", "4": "red", "5": "rededge071", "6": "rededge075",
+    "7": "rededge078", "8": "nir", "8A": "nir08", "9": "nir09", "10": "cirrus", "11": "swir16",
+    "12": "swir22",
+}  # fmt: skip
+_TM = {
+    "1": "blue",
+    "2": "green",
+    "3": "red",
+    "4": "nir08",
+    "5": "swir16",
+    "6": "lwir",
+    "7": "swir22",
+}
+_OLI = {
+    "1": "coastal", "2": "blue", "3": "green", "4": "red", "5": "nir08", "6": "swir16",
+    "7": "swir22", "8": "pan", "9": "cirrus", "10": "lwir11", "11": "lwir12",
+}  # fmt: skip
+_LANDSAT = {4: _TM, 5: _TM, 7: _TM | {"8": "pan"}, 8: _OLI, 9: _OLI}
+
+# The broad and the narrow near infrared serve the same models; either stands in for the other.
+_STAND_INS = {"nir": "nir08", "nir08": "nir"}
+
+_NUMBERED = re.compile(r"^(?:(?:SR|ST|TOA|RT)_)?B0?(\d{1,2}A?)$", re.IGNORECASE)
+_LANDSAT_FILE = re.compile(r"^L[COTEM]0?([45789])(?!\d)", re.IGNORECASE)
+_LANDSAT_WORD = re.compile(r"LANDSAT[ _-]?([45789])(?!\d)", re.IGNORECASE)
+
+
+def landsat_number(*hints: str) -> int | None:
+    """The Landsat that file names (`LC08_...`) or tags (`LANDSAT_8`) speak of, if they agree."""
+    found = {
+        int(match[1])
+        for hint in hints
+        for match in (_LANDSAT_FILE.match(hint), _LANDSAT_WORD.search(hint))
+        if match
+    }
+    return found.pop() if len(found) == 1 else None
+
+
+def common_names(names: Sequence[str | None], *, landsat: int | None = None) -> list[str | None]:
+    """The STAC common name of each band, None where the name is missing or could mean two things."""
+    numbers = [match[1].upper() if (match := _NUMBERED.match(name or "")) else None for name in names]
+    if landsat is not None:
+        table = _LANDSAT[landsat]
+    elif {"8A", "12"} & set(numbers) or "B08" in {(name or "").upper() for name in names}:
+        table = _SENTINEL2  # no Landsat has an 8A or a 12, and HLS writes no Landsat band as B08
+    else:
+        # Two digits are the writing of Sentinel-2 and of HLS, which agree on these three alone.
+        two_digits = any(re.search(r"B0\d$", name or "", re.IGNORECASE) for name in names)
+        table = {key: _SENTINEL2[key] for key in ("2", "3", "4")} if two_digits else {}
+    return [
+        table.get(number) if number else _WORDS.get(re.sub(r"[\s_-]", "", name or "").lower())
+        for name, number in zip(names, numbers, strict=True)
+    ]
+
+
+def match_bands(
+    names: Sequence[str | None],
+    needed: Sequence[str],
+    *,
+    source: str,
+    landsat: int | None = None,
+    select: Sequence[str] | None = None,
+) -> tuple[list[int], list[str]]:
+    """The 1-based numbers of the ``needed`` bands among ``names``, and warnings about the choice.
+
+    Args:
+        names: Of the file's bands, None where one has none.
+        needed: Common names in the model's order.
+        source: The file's name, for errors.
+        landsat: The Landsat's number where the file says it.
+        select: What the user gave with ``--bands``: names or 1-based numbers in the model's order.
+
+    Raises:
+        BandError: a band is missing, named twice, or its name could mean two things.
+    """
+    if select is not None:
+        return _selected(names, needed, select, source=source), []
+    listed = _listed(names)
+    if not any(names):
+        if len(names) == len(needed):
+            return list(range(1, len(names) + 1)), [
+                f"{source}: its bands have no names; taken in order as {', '.join(needed)}."
+            ]
+        raise BandError(
+            f"{source} has {_count(len(names))} without names, the model needs {len(needed)}: "
+            f"{', '.join(needed)}. Say which with --bands, e.g. --bands "
+            f"{','.join(str(number) for number in range(1, len(needed) + 1))}."
+        )
+    known = common_names(names, landsat=landsat)
+    indexes, warnings = [], []
+    for want in needed:
+        found = [index for index, name in enumerate(names, 1) if name == want] or [
+            index for index, name in enumerate(known, 1) if name == want
+        ]
+        if not found and want in _STAND_INS:
+            found = [index for index, name in enumerate(known, 1) if name == _STAND_INS[want]]
+            if len(found) == 1:
+                warnings.append(
+                    f"{source}: {names[found[0] - 1]} ({_STAND_INS[want]}) stands in for {want}."
+                )
+        if not found:
+            raise BandError(
+                f"{source} has {_count(len(names))} ({listed}), among which {want} is not found; "
+                f"the model needs {', '.join(needed)}. Name them in that order with --bands."
+            )
+        if len(found) > 1:
+            raise BandError(
+                f"{source} has {want} more than once (bands {', '.join(map(str, found))} of "
+                f"{listed}). Name the model's bands in order with --bands: {', '.join(needed)}."
+            )
+        indexes += found
+    return indexes, warnings
+
+
+def _selected(
+    names: Sequence[str | None], needed: Sequence[str], select: Sequence[str], *, source: str
+) -> list[int]:
+    if len(select) != len(needed):
+        raise BandError(
+            f"--bands names {len(select)} ({', '.join(select)}), the model needs {len(needed)}: "
+            f"{', '.join(needed)}."
+        )
+    indexes = []
+    for item in select:
+        found = [index for index, name in enumerate(names, 1) if name == item]
+        if not found and item.isdecimal() and 1 <= int(item) <= len(names):
+            found = [int(item)]
+        if len(found) != 1:
+            raise BandError(
+                f"--bands {item}: {source} has {'no' if not found else 'more than one'} such band; "
+                f"it has {_listed(names)}. Use those names or the numbers 1 to {len(names)}."
+            )
+        indexes += found
+    return indexes
+
+
+def _listed(names: Sequence[str | None]) -> str:
+    return ", ".join(name or f"band {index}" for index, name in enumerate(names, 1))
+
+
+def _count(bands: int) -> str:
+    return "1 band" if bands == 1 else f"{bands} bands"

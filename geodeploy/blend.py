@@ -1,0 +1,191 @@
+"""Join overlapping tiles into one map, holding only what a later tile can still change. No I/O.
+
+Where tiles overlap, their probabilities are averaged with weights that fade towards a tile's edge.
+The weights are a product of one factor along the rows and one along the columns, so the average is
+taken in two steps: along a row of tiles, then between rows. Each step is a running mean,
+
+    mean += share * (new - mean),      share = weight of the new tile / weight of all so far,
+
+which equals the weighted sum divided by the sum of the weights, needs no array of weights, and
+leaves tiles that agree exactly as they are.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geodeploy.errors import ModelError
+from geodeploy.tiles import Span, Tile, TileGrid
+
+Blend = Literal["cosine", "flat", "crop"]
+
+
+def cosine_weights(tile: int, overlap: int) -> NDArray[np.float64]:
+    """Weights (tile,) that rise as sin² over ``overlap`` pixels at either edge, nowhere zero."""
+    edge = np.minimum(np.arange(tile), np.arange(tile)[::-1])
+    inside = np.minimum((edge + 0.5) / max(overlap, 1), 1.0)
+    weights: NDArray[np.float64] = np.sin(0.5 * np.pi * inside) ** 2
+    return weights
+
+
+def flat_weights(tile: int, overlap: int) -> NDArray[np.float64]:
+    """Weights (tile,) of one: a plain mean where tiles overlap."""
+    return np.ones(tile)
+
+
+def crop_weights(tile: int, overlap: int) -> NDArray[np.float64]:
+    """Weights (tile,) that cut each overlap in its middle: every pixel from one tile."""
+    weights = np.zeros(tile)
+    weights[overlap // 2 : tile - (overlap - overlap // 2)] = 1.0
+    return weights
+
+
+WEIGHTS: dict[Blend, Callable[[int, int], NDArray[np.float64]]] = {
+    "cosine": cosine_weights,
+    "flat": flat_weights,
+    "crop": crop_weights,
+}
+
+
+def shares(weights: NDArray[np.float64], overlap: int, place: int) -> NDArray[np.float32]:
+    """How much the tile at ``place`` in its row counts against the earlier ones: (overlap,), 0 to 1.
+
+    ``weights`` (tile,) are those of every tile; over the first ``overlap`` pixels of this one lie as
+    many earlier tiles as reach that far. A pixel that only this tile weighs gets 1; one that no tile
+    so far weighs keeps what is there until the tile that weighs it comes, and gets 0.
+    """
+    tile = len(weights)
+    stride = tile - overlap
+    new = weights[:overlap]
+    total = new.copy()
+    for back in range(1, place + 1):
+        reach = tile - back * stride
+        if reach <= 0:
+            break
+        total[:reach] += weights[back * stride : back * stride + min(reach, overlap)]
+    return np.divide(new, total, out=np.zeros(overlap), where=total > 0).astype(np.float32)
+
+
+def mix(
+    mean: NDArray[np.float32], new: NDArray[np.float32], share: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """The running mean after ``new``; exact where the share is 0 or 1 and where both agree."""
+    return np.where(share == 1.0, new, mean + share * (new - mean))
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Probabilities of logits (B, K, H, W), over K."""
+    probs = logits - logits.max(axis=1, keepdims=True)
+    np.exp(probs, out=probs)
+    probs /= probs.sum(axis=1, keepdims=True)
+    return probs
+
+
+def best_class(probs: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """The position (H, W) of the greatest of (K, H, W); the first of equals, as argmax has it."""
+    # A pass per class over contiguous memory: several times faster than argmax along the first axis.
+    best = probs[0].copy()
+    positions = np.zeros(best.shape, np.uint8)
+    for position in range(1, len(probs)):
+        better = probs[position] > best
+        np.copyto(best, probs[position], where=better)
+        np.copyto(positions, np.uint8(position), where=better)
+    return positions
+
+
+@dataclass(frozen=True, slots=True)
+class Strip:
+    """Final rows of the map, from edge to edge."""
+
+    row: int
+    """Of the raster, the strip's first."""
+    classes: NDArray[np.uint8]
+    """(H, width): class values, and nodata where the scene has no data."""
+
+
+class Mosaic:
+    """The map as it grows: tiles go in by rows from the top left, finished strips come out.
+
+    Memory: K x overlap x width x 4 bytes of seam to the next row of tiles, K x tile² x 8 bytes
+    of seam to the next tile, and tile x width bytes of finished classes. Nothing grows with the height.
+
+    Args:
+        grid: Where the tiles lie.
+        values: The class value of each of the model's K outputs.
+        blend: How overlapping tiles are weighed.
+        nodata: Written where the scene has no data.
+    """
+
+    def __init__(self, grid: TileGrid, values: Sequence[int], *, blend: Blend, nodata: int) -> None:
+        self._grid = grid
+        self._values = np.array(values, np.uint8)
+        self._nodata = np.uint8(nodata)
+        weights = WEIGHTS[blend](grid.tile, grid.overlap)
+        # Past the first few, every tile has as many others before it: the shares repeat.
+        places = min(max(len(grid.rows), len(grid.cols)), -(-grid.tile // grid.stride) + 1)
+        self._shares = [shares(weights, grid.overlap, place) for place in range(places)]
+        # Mean of the row of tiles above, over the rows that the next row of tiles also covers.
+        self._below = np.empty((len(values), grid.overlap, grid.width), np.float32)
+        # Mean of the tiles to the left, over the columns that the next tile also covers.
+        self._right = np.empty((len(values), grid.tile, grid.overlap), np.float32)
+        self._classes = np.empty((0, grid.width), np.uint8)
+
+    def add(
+        self, tile: Tile, probs: NDArray[np.float32] | None, valid: NDArray[np.bool_]
+    ) -> Strip | None:
+        """Take the next tile of the grid; return a strip when the tile ends its row of tiles.
+
+        Args:
+            tile: The next one in the grid's order.
+            probs: Probabilities (K, tile, tile), padding included; overwritten. None for a tile
+                without data.
+            valid: (height, width) of the tile's window, True where the scene has data.
+        """
+        rows, cols, seam = tile.rows, tile.cols, self._grid.overlap
+        height, width = rows.stop - rows.begin, cols.stop - cols.begin
+        if probs is None:
+            mean = np.zeros((len(self._values), height, width), np.float32)
+        else:
+            top, left = rows.begin - rows.start, cols.begin - cols.start
+            mean = probs[:, top : top + height, left : left + width]
+
+        if cols.begin > 0 and seam:
+            share = self._share(cols)
+            mean[:, :, :seam] = mix(self._right[:, :height], mean[:, :, :seam], share)
+        final = cols.settled - cols.begin
+        if final < width:
+            self._right[:, :height] = mean[:, :, final:]
+        mean = mean[:, :, :final]
+
+        here = slice(cols.begin, cols.settled)
+        if rows.begin > 0 and seam:
+            share = self._share(rows)[:, np.newaxis]
+            mean[:, :seam] = mix(self._below[:, :, here], mean[:, :seam], share)
+        final = rows.settled - rows.begin
+        if final < height:
+            self._below[:, :, here] = mean[:, final:]
+        mean = mean[:, :final]
+
+        if cols.begin == 0:
+            self._classes = np.empty((final, self._grid.width), np.uint8)
+        inside = valid[-height:, -width:][:final, : mean.shape[2]]
+        self._classes[:, here] = np.where(inside, self._values[best_class(mean)], self._nodata)
+        return Strip(rows.begin, self._classes) if cols.settled == self._grid.width else None
+
+    def _share(self, span: Span) -> NDArray[np.float32]:
+        return self._shares[min(span.begin // self._grid.stride, len(self._shares) - 1)]
+
+
+def check_finite(outputs: NDArray[np.float32], tiles: Sequence[Tile]) -> None:
+    """Raise ModelError, naming the tile, where the model returned NaN or infinity."""
+    if np.isfinite(outputs.sum()):  # one pass without a temporary array; a sum hides neither
+        return
+    for tile, values in zip(tiles, outputs, strict=False):
+        if not np.isfinite(values).all():
+            raise ModelError(
+                f"The model returned NaN or infinity for the tile at row {tile.rows.start}, column "
+                f"{tile.cols.start}. Look at that place in the scene, or export in higher precision."
+            )

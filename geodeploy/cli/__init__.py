@@ -1,0 +1,77 @@
+"""The command line: one module a command, each of which parses, calls one function and prints."""
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import warnings
+from types import FrameType
+
+import typer
+
+from geodeploy.cli import demo, doctor, evaluate, export, inspect, predict, train
+from geodeploy.errors import GeodeployError
+
+app = typer.Typer(
+    name="geodeploy",
+    help="Tune a geospatial foundation model, export it, and map satellite scenes of any size.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    # Typer's rich output costs more time than all the rest of --help.
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _command in (train, evaluate, export, predict, inspect, doctor, demo):
+    app.command()(getattr(_command, _command.__name__.rpartition(".")[2]))
+
+
+class _Terminated(BaseException):
+    """SIGTERM, made an exception so that everything is cleaned up on the way out."""
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from geodeploy import __version__
+
+        typer.echo(f"geodeploy {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version and stop."
+    ),
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run a command; exit 0, 1 (an error to mend), 2 (wrong usage), 130 or 143 (stopped)."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("geodeploy").setLevel(logging.INFO)
+    # Warnings of libraries are for developers; ours go through the log.
+    warnings.simplefilter("ignore")
+
+    def terminate(_signal: int, _frame: FrameType | None) -> None:
+        raise _Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        app(standalone_mode=True)
+    except GeodeployError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.echo("Stopped; nothing was left half-written.", err=True)
+        sys.exit(130)
+    except _Terminated:
+        typer.echo("Terminated; nothing was left half-written.", err=True)
+        sys.exit(143)
+    except BrokenPipeError:
+        # The reader of our output has gone, as with `| head`: nobody to tell.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

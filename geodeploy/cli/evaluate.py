@@ -1,0 +1,43 @@
+"""`geodeploy evaluate`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def evaluate(
+    model: Annotated[Path, typer.Argument(metavar="MODEL|RUN", help="ONNX file or RUN folder.")],
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The scene.")],
+    labels: Annotated[
+        Path,
+        typer.Argument(metavar="LABELS", help="Raster of class values, on the same or another grid."),
+    ],
+    bands: Annotated[
+        str | None, typer.Option(metavar="B02,B03,...", help="The scene's bands in the model's order.")
+    ] = None,
+    scale: Annotated[float | None, typer.Option(metavar="S", help="Multiply the scene by S.")] = None,
+    offset: Annotated[float | None, typer.Option(metavar="O", help="Then add O.")] = None,
+    overlap: Annotated[int | None, typer.Option(metavar="PX", help="As in predict.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option(metavar="OUT.png", help="Draw the confusion matrix.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,
+) -> None:
+    """Score a model against labels: the map that predict makes, one matrix over all pixels."""
+    from geodeploy.cli.options import print_json, with_defaults
+    from geodeploy.evaluate import evaluate as run
+    from geodeploy.predict import PredictOptions
+
+    options = with_defaults(
+        PredictOptions,
+        bands=tuple(bands.split(",")) if bands else None,
+        scale=scale,
+        offset=offset,
+        overlap=overlap,
+    )
+    scores = run(model, image, labels, options=options, picture=picture)
+    if as_json:
+        print_json([scores])
+    else:
+        typer.echo(scores)

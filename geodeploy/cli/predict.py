@@ -1,0 +1,74 @@
+"""`geodeploy predict`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+
+def predict(
+    scenes: Annotated[list[Path], typer.Argument(metavar="SCENE...", help="Rasters to map.")],
+    model: Annotated[
+        Path | None,
+        typer.Option("-m", "--model", help="ONNX file or RUN; without it the model that comes along."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="The map, or a folder for the maps of several scenes. [default: <stem>_map.tif]",
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace maps that exist.")] = False,
+    overlap: Annotated[
+        int | None,
+        typer.Option(metavar="PX", help="What neighbouring tiles share. [default: the model's]"),
+    ] = None,
+    blend: Annotated[
+        Literal["cosine", "flat", "crop"] | None,
+        typer.Option(help="How overlapping tiles are weighed. [default: cosine]"),
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(metavar="N", help="Tiles in one forward pass at most. [default: 8]")
+    ] = None,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"] | None,
+        typer.Option(help="cuda is an error where it cannot be used. [default: auto]"),
+    ] = None,
+    bands: Annotated[
+        str | None,
+        typer.Option(
+            metavar="B02,B03,...", help="The scene's bands in the model's order, by name or number."
+        ),
+    ] = None,
+    scale: Annotated[
+        float | None,
+        typer.Option(metavar="S", help="Multiply values by S, after the file's own scale."),
+    ] = None,
+    offset: Annotated[float | None, typer.Option(metavar="O", help="Then add O.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the report as JSON; a list for several scenes.")
+    ] = False,
+) -> None:
+    """Map scenes of any size with a model: georeferenced class maps (COG)."""
+    from geodeploy.cli.options import print_json, progress_bar, with_defaults
+    from geodeploy.predict import PredictOptions, predict_scenes
+
+    options = with_defaults(
+        PredictOptions,
+        overwrite=overwrite or None,
+        overlap=overlap,
+        blend=blend,
+        batch=batch,
+        device=device,
+        bands=tuple(bands.split(",")) if bands else None,
+        scale=scale,
+        offset=offset,
+    )
+    with progress_bar() as progress:
+        reports = predict_scenes(scenes, model, output, options=options, progress=progress)
+    if as_json:
+        print_json(reports)
+    else:
+        typer.echo("\n".join(map(str, reports)))

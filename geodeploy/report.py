@@ -1,0 +1,82 @@
+"""What a run did: where the map is, what it holds, how long it took and on what."""
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+
+class ClassArea(_Frozen):
+    """How much of the map one class covers."""
+
+    value: int
+    name: str
+    pixels: int
+    share: float
+    """Of the pixels that hold data, 0 to 1."""
+    area_m2: float | None
+    """None where the CRS is geographic or absent."""
+
+
+class BusyShares(_Frozen):
+    """For each stage, the share of the wall time in which it worked, 0 to 1.
+
+    Reading goes on in threads beside the others, so the shares may sum to more than one.
+    """
+
+    read: float
+    model: float
+    blend: float
+    write: float
+
+
+class Report(_Frozen):
+    """One scene, mapped."""
+
+    scene: Path
+    map: Path
+    model: str
+    model_sha256: str
+    runtime: str
+    device: str
+    """Where the model really ran."""
+    precision: str
+    height: int
+    width: int
+    valid_pixels: int
+    nodata_pixels: int
+    tile: int
+    overlap: int
+    blend: str
+    batch: int
+    tiles_run: int
+    tiles_skipped: int
+    """Tiles without a valid pixel, which cost no forward pass."""
+    seconds: float
+    pixels_per_s: float
+    peak_memory_bytes: int
+    """Of the whole process so far, earlier scenes included."""
+    busy: BusyShares
+    classes: tuple[ClassArea, ...]
+    warnings: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.map}: {self.height} x {self.width} pixels in {self.seconds:.1f} s "
+            f"({self.pixels_per_s / 1e6:.2f} Mpx/s), {self.tiles_run} tiles run, "
+            f"{self.tiles_skipped} empty ones skipped",
+            f"  model {self.model} in {self.precision} on {self.device} ({self.runtime}), "
+            f"peak memory {self.peak_memory_bytes / 2**20:.0f} MiB",
+            f"  busy: read {self.busy.read:.0%}, model {self.busy.model:.0%}, "
+            f"blend {self.busy.blend:.0%}, write {self.busy.write:.0%}",
+        ]
+        for item in self.classes:
+            area = "" if item.area_m2 is None else f"  {item.area_m2 / 1e6:12.2f} km²"
+            lines.append(f"  {item.value:>3}  {item.name:<20} {item.share:6.1%}{area}")
+        if self.nodata_pixels:
+            share = self.nodata_pixels / (self.height * self.width)
+            lines.append(f"       {'(no data)':<20} {share:6.1%} of the scene")
+        return "\n".join(lines)

@@ -1,0 +1,106 @@
+"""Cut a raster into overlapping tiles that cover every pixel. No I/O; sizes in pixels."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from rasterio.windows import Window
+
+from geodeploy.errors import GridError
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One tile along one axis: what it reads, what it adds to the map, and what it settles.
+
+    The grid is regular: tile ``i`` stands at ``i * stride``. A last tile that would leave the raster
+    slides back inside to read (real pixels serve the model better than padding), but it adds to
+    the map only what it would have added where it stood: so every seam is exactly ``overlap`` wide.
+    """
+
+    start: int
+    """First pixel read."""
+    stop: int
+    """One past the last pixel read; the reader pads where this is less than a tile."""
+    begin: int
+    """First pixel added to the map: the tile's place in the regular grid."""
+    settled: int
+    """One past the last pixel that no later tile adds to; from ``begin`` on they are final."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One square of the grid, by its two spans."""
+
+    rows: Span
+    cols: Span
+
+    @property
+    def window(self) -> Window:
+        """What is read, in raster coordinates."""
+        return Window(
+            self.cols.start,
+            self.rows.start,
+            self.cols.stop - self.cols.start,
+            self.rows.stop - self.rows.start,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TileGrid:
+    """Tiles of one size, row by row from the raster's corner.
+
+    The grid hangs on the raster's upper left corner and on nothing else, so that a pixel's tile does
+    not depend on what part of the raster is asked for.
+    """
+
+    height: int
+    width: int
+    tile: int
+    overlap: int
+    """What neighbouring tiles share."""
+
+    def __post_init__(self) -> None:
+        if self.height < 1 or self.width < 1:
+            raise GridError(f"A raster of {self.height} x {self.width} pixels has nothing to map.")
+        if not 0 <= self.overlap < self.tile:
+            raise GridError(
+                f"overlap={self.overlap} px does not fit tile={self.tile} px: "
+                f"choose an overlap from 0 to {self.tile - 1}."
+            )
+
+    @property
+    def stride(self) -> int:
+        """From one tile to the next."""
+        return self.tile - self.overlap
+
+    @property
+    def rows(self) -> list[Span]:
+        """The rows of tiles, from the top."""
+        return self._spans(self.height)
+
+    @property
+    def cols(self) -> list[Span]:
+        """The columns of tiles, from the left."""
+        return self._spans(self.width)
+
+    def __len__(self) -> int:
+        return len(self.rows) * len(self.cols)
+
+    def __iter__(self) -> Iterator[Tile]:
+        cols = self.cols
+        for rows in self.rows:
+            for col in cols:
+                yield Tile(rows, col)
+
+    def _spans(self, length: int) -> list[Span]:
+        last = max(length - self.tile, 0)
+        count = -(-last // self.stride) + 1
+        return [
+            Span(
+                start=min(place * self.stride, last),
+                stop=min(min(place * self.stride, last) + self.tile, length),
+                begin=place * self.stride,
+                settled=length if place == count - 1 else (place + 1) * self.stride,
+            )
+            for place in range(count)
+        ]
