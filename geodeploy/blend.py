@@ -73,7 +73,8 @@ def mix(
     mean: NDArray[np.float32], new: NDArray[np.float32], share: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """The running mean after ``new``; exact where the share is 0 or 1 and where both agree."""
-    return np.where(share == 1.0, new, mean + share * (new - mean))
+    mixed: NDArray[np.float32] = np.where(share == 1.0, new, mean + share * (new - mean))
+    return mixed
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:

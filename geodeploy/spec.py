@@ -18,8 +18,8 @@ from pydantic import (
 
 from geodeploy.errors import SpecError
 
-SPEC_VERSION = 1
-NODATA = 255
+SPEC_VERSION: Literal[1] = 1
+NODATA: Literal[255] = 255
 METADATA_KEY = "geodeploy"
 """The key of the spec among an ONNX file's metadata."""
 

