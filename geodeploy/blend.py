@@ -54,8 +54,9 @@ def shares(weights: NDArray[np.float64], overlap: int, place: int) -> NDArray[np
     """How much the tile at ``place`` in its row counts against the earlier ones: (overlap,), 0 to 1.
 
     ``weights`` (tile,) are those of every tile; over the first ``overlap`` pixels of this one lie as
-    many earlier tiles as reach that far. A pixel that only this tile weighs gets 1; one that no tile
-    so far weighs keeps what is there until the tile that weighs it comes, and gets 0.
+    many earlier tiles as reach that far. A pixel that only this tile weighs gets 1. One that no tile so
+    far weighs, as `crop` has them at the raster's edges, goes to the tile whose middle is nearest: the
+    first tile keeps those at its beginning (0), the last one takes those at its end (1).
     """
     tile = len(weights)
     stride = tile - overlap
@@ -66,7 +67,8 @@ def shares(weights: NDArray[np.float64], overlap: int, place: int) -> NDArray[np
         if reach <= 0:
             break
         total[:reach] += weights[back * stride : back * stride + min(reach, overlap)]
-    return np.divide(new, total, out=np.zeros(overlap), where=total > 0).astype(np.float32)
+    unweighed = (np.arange(overlap) >= tile // 2).astype(np.float64)
+    return np.divide(new, total, out=unweighed, where=total > 0).astype(np.float32)
 
 
 def mix(
