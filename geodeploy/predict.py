@@ -5,7 +5,7 @@ Memory does not depend on the scene's height. Beyond the model's own session it 
     stripes   (tile + 4 x 256) rows x width x bands x bytes a stored value, and a byte for validity
     seams     classes x overlap x width x 4
     batches   batch x tile² x (bands + 3 x classes) x 4
-    GDAL      its block cache, 128 MiB, and 512 rows of the map
+    GDAL      its block cache, 64 MiB, and 512 rows of the map
 """
 
 import logging
@@ -39,7 +39,7 @@ from geodeploy.writer import MapWriter, check_output
 
 log = logging.getLogger(__name__)
 
-GDAL_CACHE_MIB = 128
+GDAL_CACHE_MIB = 64
 """GDAL's default, a twentieth of the machine's memory, would be most of ours. Stripes are read block
 by block, so one block of every band would do; the rest serves the COG's overviews."""
 

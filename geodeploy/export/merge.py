@@ -1,0 +1,45 @@
+"""Fold the adapter into the weights it adapts, on a copy and in fp32."""
+
+from copy import deepcopy
+
+import numpy as np
+from numpy.typing import NDArray
+from peft import PeftModel
+
+from geodeploy.errors import ParityError
+from geodeploy.export.parity import TOLERANCE, compare, logits_of
+from geodeploy.spec import ModelSpec
+from geodeploy.train.model import TunedModel
+
+
+def merge(model: TunedModel) -> TunedModel:
+    """A copy of ``model`` without an adapter, its weights changed by what the adapter added.
+
+    ``model`` itself stays as it is: merging in place would lose the adapter if anything failed after.
+    """
+    merged = deepcopy(model).float().eval()
+    if isinstance(merged.backbone, PeftModel):
+        try:
+            merged.backbone = merged.backbone.merge_and_unload(safe_merge=True)
+        except ValueError as error:  # NaN in the product of the adapter's matrices
+            raise ParityError(
+                f"The adapter cannot be merged ({error}). Was the training stable? Look at curves.png."
+            ) from error
+    for parameter in merged.parameters():
+        parameter.requires_grad_(False)
+    return merged
+
+
+def merge_checked(
+    model: TunedModel, spec: ModelSpec, pixels: NDArray[np.float32], labels: NDArray[np.uint8]
+) -> tuple[TunedModel, float]:
+    """`merge`, and the largest difference of its logits from those of ``model`` on real ``pixels``.
+
+    Raises:
+        ParityError: the two do not do the same.
+    """
+    merged = merge(model)
+    found = compare(logits_of(model, pixels), logits_of(merged, pixels), labels, spec)
+    if problem := TOLERANCE.problem(found):
+        raise ParityError(f"The merged model differs from the unmerged one: {problem}.")
+    return merged, found.max_abs_diff

@@ -1,0 +1,90 @@
+"""Write a tuned model as one ONNX file that says what it is."""
+
+import logging
+import shutil
+import tempfile
+import warnings
+from pathlib import Path
+
+import onnx
+import torch
+
+from geodeploy.errors import ParityError
+from geodeploy.export.merge import merge_checked
+from geodeploy.export.parity import ParityReport, report_on
+from geodeploy.spec import METADATA_KEY, ModelSpec, Parity
+from geodeploy.train.model import TunedModel
+from geodeploy.train.run import load_run
+from geodeploy.writer import check_output
+
+log = logging.getLogger(__name__)
+
+OPSET = 20
+"""Attention stays in its plain parts, which every runtime has; LayerNormalization and Gelu are whole."""
+
+
+def export_run(run: Path, output: Path, *, overwrite: bool) -> ParityReport:
+    """See `geodeploy.export.export`."""
+    check_output(output, [], overwrite=overwrite)
+    report_path = output.with_suffix(".parity.json")
+    tuned = load_run(run)
+    pixels, labels = tuned.tiles.pixels, tuned.tiles.labels
+    merged, merged_diff = merge_checked(tuned.model, tuned.spec, pixels, labels)
+    log.info("Merged; the largest difference in a logit is %.2g. Writing ONNX ...", merged_diff)
+
+    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+    try:
+        draft = folder / output.name
+        write_onnx(merged, tuned.spec, draft)
+        log.info("Comparing it with the tuned model on %d real tiles ...", len(pixels))
+        report = report_on(
+            tuned.model, tuned.spec, draft, pixels, labels, merged_max_abs_diff=merged_diff
+        )
+        (folder / "parity.json").write_text(report.to_json())
+        if report.problem:
+            (folder / "parity.json").replace(report_path)
+            raise ParityError(
+                f"The exported model differs from the tuned one: {report.problem}. It was not written; "
+                f"{report_path} says more."
+            )
+        parity = Parity(argmax_agreement=report.exported.argmax_agreement, report_sha256=report.sha256)
+        describe(draft, tuned.spec.model_copy(update={"parity": parity}))
+        (folder / "parity.json").replace(report_path)
+        draft.replace(output)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return report
+
+
+def write_onnx(model: TunedModel, spec: ModelSpec, path: Path) -> None:
+    """Trace ``model`` into ``path``: ``pixels`` to ``logits``, any batch, the spec's tile, spec inside."""
+    # A batch of two: the exporter takes a size of one for a constant.
+    example = torch.zeros(2, len(spec.bands), spec.tile, spec.tile)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter's own code, nothing that we could change
+        program = torch.onnx.export(
+            model,
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            input_names=["pixels"],
+            output_names=["logits"],
+            verbose=False,
+        )
+    assert program is not None
+    program.save(str(path), external_data=False)
+    describe(path, spec)
+
+
+def describe(path: Path, spec: ModelSpec) -> None:
+    """Write ``spec`` into the ONNX file, and take out what the exporter noted of our source code."""
+    graph = onnx.load(path)
+    for node in graph.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in (*graph.graph.value_info, *graph.graph.input, *graph.graph.output):
+        del value.metadata_props[:]
+    del graph.graph.metadata_props[:]
+    onnx.helper.set_model_props(graph, {METADATA_KEY: spec.to_json()})
+    onnx.save(graph, path)

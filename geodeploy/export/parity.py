@@ -1,0 +1,198 @@
+"""Is the exported model the tuned one? Compared on real tiles: logits, classes, scores."""
+
+import hashlib
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from geodeploy.errors import ParityError
+from geodeploy.labels import IGNORE, class_positions, ignored_values
+from geodeploy.runtime import Session, open_session
+from geodeploy.scores import Scores, confusion_matrix
+from geodeploy.spec import ModelSpec
+from geodeploy.train.model import TunedModel
+from geodeploy.train.run import load_run
+
+_BATCH = 4
+
+
+class Comparison(BaseModel):
+    """How far one model's logits are from another's on the same tiles."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    tiles: int
+    max_abs_diff: float
+    """Of the logits."""
+    relative_diff: float
+    """The same over the largest logit of the reference."""
+    cosine: float
+    """Of the two sets of logits as one long vector each."""
+    argmax_agreement: float
+    """Share of pixels with the same class."""
+    worst_tile: int
+    """Position of the tile with the largest difference."""
+    miou_reference: float | None
+    """Against the labels of the tiles; None where they have none."""
+    miou_exported: float | None
+
+
+class ParityReport(BaseModel):
+    """The proof that travels beside a model."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    model: str
+    precision: str
+    runtime: str
+    graph_sha256: str
+    """Of the ONNX file before this report's own hash was written into it."""
+    released: bool
+    """Whether all tolerances hold."""
+    problem: str | None
+    merged_max_abs_diff: float | None
+    """Between the logits of the merged and the unmerged model, both in PyTorch."""
+    exported: Comparison
+    """Against the unmerged model in PyTorch, fp32."""
+    tolerances: dict[str, float]
+
+    @property
+    def sha256(self) -> str:
+        """Of the report as it is written."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """The document beside the model."""
+        return self.model_dump_json(indent=1) + "\n"
+
+    def __str__(self) -> str:
+        found = self.exported
+        scores = (
+            f", mean IoU {found.miou_reference:.4f} -> {found.miou_exported:.4f}"
+            if found.miou_reference is not None and found.miou_exported is not None
+            else ""
+        )
+        return (
+            f"{self.model}: {self.precision} on {self.runtime} against PyTorch on {found.tiles} real "
+            f"tiles: max |diff| {found.max_abs_diff:.2g}, {found.argmax_agreement:.4%} of pixels "
+            f"agree{scores}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """What an export may change."""
+
+    argmax_agreement: float
+    relative_diff: float
+
+    def problem(self, found: Comparison) -> str | None:
+        """What lies outside, in words; None if nothing does."""
+        # Written so that NaN, which compares false to everything, is outside.
+        if not found.argmax_agreement >= self.argmax_agreement:
+            return (
+                f"{found.argmax_agreement:.4%} of pixels have the same class, at least "
+                f"{self.argmax_agreement:.2%} must; worst is tile {found.worst_tile}, where logits "
+                f"differ by up to {found.max_abs_diff:.3g}"
+            )
+        if not found.relative_diff <= self.relative_diff:
+            return (
+                f"logits differ by up to {found.max_abs_diff:.3g} ({found.relative_diff:.2g} of the "
+                f"largest, at most {self.relative_diff:g} may be) in tile {found.worst_tile}"
+            )
+        return None
+
+
+# DESIGN: fp32 agrees on 99.99 % of the pixels. Rounding alone gives a relative difference near 1e-6;
+# the bound on it catches faults that happen not to move a class.
+TOLERANCE = Tolerance(argmax_agreement=0.9999, relative_diff=1e-3)
+
+
+def compare(
+    reference: NDArray[np.float32],
+    exported: NDArray[np.float32],
+    labels: NDArray[np.uint8],
+    spec: ModelSpec,
+) -> Comparison:
+    """How far ``exported`` is from ``reference``, logits (N, K, H, W); ``labels`` (N, H, W) are values."""
+    difference = np.abs(exported - reference)
+    per_tile = difference.max(axis=(1, 2, 3))
+    a, b = reference.astype(np.float64).ravel(), exported.astype(np.float64).ravel()
+    norm = float(np.linalg.norm(a) * np.linalg.norm(b))
+    classes = reference.argmax(axis=1), exported.argmax(axis=1)
+    return Comparison(
+        tiles=len(reference),
+        max_abs_diff=float(difference.max()),
+        relative_diff=float(difference.max() / max(float(np.abs(reference).max()), 1e-12)),
+        cosine=float(a @ b) / norm if norm else 0.0,
+        argmax_agreement=float((classes[0] == classes[1]).mean()),
+        worst_tile=int(np.where(np.isnan(per_tile), np.inf, per_tile).argmax()),
+        miou_reference=_miou(labels, classes[0], spec),
+        miou_exported=_miou(labels, classes[1], spec),
+    )
+
+
+def logits_of(model: TunedModel | Session, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Logits (N, K, H, W) of ``pixels`` (N, C, H, W), from PyTorch or from a runtime."""
+    parts = []
+    for start in range(0, len(pixels), _BATCH):
+        batch = pixels[start : start + _BATCH]
+        if isinstance(model, torch.nn.Module):
+            with torch.inference_mode():
+                parts.append(model(torch.from_numpy(batch)).numpy())
+        else:
+            parts.append(model.run(batch))
+    return np.concatenate(parts)
+
+
+def verify_model(run: Path, model: Path) -> ParityReport:
+    """See `geodeploy.export.verify`."""
+    tuned = load_run(run)
+    report = report_on(tuned.model, tuned.spec, model, tuned.tiles.pixels, tuned.tiles.labels)
+    if report.problem:
+        raise ParityError(f"{model} is not the model of {run}: {report.problem}.")
+    return report
+
+
+def report_on(
+    reference: TunedModel,
+    spec: ModelSpec,
+    model: Path,
+    pixels: NDArray[np.float32],
+    labels: NDArray[np.uint8],
+    *,
+    merged_max_abs_diff: float | None = None,
+) -> ParityReport:
+    """Run ``model`` on ``pixels`` and say how it compares with ``reference``."""
+    with closing(open_session(model, device="cpu")) as session:
+        if session.spec.band_names != spec.band_names or session.spec.classes != spec.classes:
+            raise ParityError(f"{model} has other bands or classes than the RUN. Export it again.")
+        found = compare(logits_of(reference, pixels), logits_of(session, pixels), labels, spec)
+        problem = TOLERANCE.problem(found)
+        return ParityReport(
+            model=spec.name,
+            precision=session.precision,
+            runtime=session.name,
+            graph_sha256=session.sha256,
+            released=problem is None,
+            problem=problem,
+            merged_max_abs_diff=merged_max_abs_diff,
+            exported=found,
+            tolerances={
+                "argmax_agreement": TOLERANCE.argmax_agreement,
+                "relative_diff": TOLERANCE.relative_diff,
+            },
+        )
+
+
+def _miou(labels: NDArray[np.uint8], positions: NDArray[np.int64], spec: ModelSpec) -> float | None:
+    ignored = ignored_values(spec.classes, spec.ignore, None)
+    truth = class_positions(labels, spec.classes, ignored, source="the RUN's tiles")
+    scored = truth != IGNORE
+    counts = confusion_matrix(truth[scored], positions[scored], len(spec.classes))
+    return Scores.from_confusion(counts, spec.classes).miou
