@@ -106,8 +106,7 @@ def match_bands(
             ]
         raise BandError(
             f"{source} has {_count(len(names))} without names, the model needs {len(needed)}: "
-            f"{', '.join(needed)}. Say which with --bands, e.g. --bands "
-            f"{','.join(str(number) for number in range(1, len(needed) + 1))}."
+            f"{', '.join(needed)}. {_advice(names, needed)}"
         )
     known = common_names(names, landsat=landsat)
     indexes, warnings = [], []
@@ -122,9 +121,17 @@ def match_bands(
                     f"{source}: {names[found[0] - 1]} ({_STAND_INS[want]}) stands in for {want}."
                 )
         if not found:
+            numbered = [
+                name
+                for name, common in zip(names, known, strict=True)
+                if name and common is None and _NUMBERED.match(name)
+            ]
+            unclear = (
+                f" ({numbered[0]} means different bands on different satellites)" if numbered else ""
+            )
             raise BandError(
-                f"{source} has {_count(len(names))} ({listed}), among which {want} is not found; "
-                f"the model needs {', '.join(needed)}. Name them in that order with --bands."
+                f"{source} has {_count(len(names))} ({listed}), among which {want} is not "
+                f"found{unclear}; the model needs {', '.join(needed)}. {_advice(names, needed)}"
             )
         if len(found) > 1:
             raise BandError(
@@ -150,11 +157,19 @@ def _selected(
             found = [int(item)]
         if len(found) != 1:
             raise BandError(
-                f"--bands {item}: {source} has {'no' if not found else 'more than one'} such band; "
+                f"--bands {item or repr(item)}: {source} has "
+                f"{'no' if not found else 'more than one'} such band; "
                 f"it has {_listed(names)}. Use those names or the numbers 1 to {len(names)}."
             )
         indexes += found
     return indexes
+
+
+def _advice(names: Sequence[str | None], needed: Sequence[str]) -> str:
+    if len(names) < len(needed):
+        return "Add the missing ones (gdalbuildvrt -separate), or take a model for these bands."
+    some = ",".join(str(number) for number in range(1, len(needed) + 1))
+    return f"Name the file's bands in that order with --bands, e.g. --bands {some}."
 
 
 def _listed(names: Sequence[str | None]) -> str:

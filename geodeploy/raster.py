@@ -19,7 +19,7 @@ from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
-from geodeploy.bands import landsat_number, match_bands
+from geodeploy.bands import common_names, landsat_number, match_bands
 from geodeploy.errors import RangeError, SourceError
 from geodeploy.spec import Band
 
@@ -92,7 +92,7 @@ class Raster:
         """
         try:
             dataset = self._dataset()
-            stored = dataset.read(self.indexes, window=window)
+            stored = dataset.read(self.indexes, window=window, out_dtype=self.dtype)
             valid = self._valid(dataset, stored, window)
         except RasterioError as error:
             raise SourceError(
@@ -183,17 +183,21 @@ def _open(
     offset: float,
 ) -> Raster:
     with open_dataset(path) as dataset:
+        # GDAL marks the fourth band of any four 8-bit bands as alpha: near infrared, more often than
+        # not. A band with a name of its own, or one that --bands asks for, is data.
         alpha = {
             index
             for index, meaning in enumerate(dataset.colorinterp, 1)
-            if meaning == _ALPHA and dataset.count > 1
+            if meaning == _ALPHA and not common_names([dataset.descriptions[index - 1]])[0]
         }
-        usable = [index for index in dataset.indexes if index not in alpha]
+        usable = [index for index in dataset.indexes if select is not None or index not in alpha]
         tags = dataset.tags()
         positions, notes = match_bands(
             [dataset.descriptions[index - 1] or None for index in usable],
             band_names,
-            source=path.name,
+            source=path.name
+            if len(usable) == dataset.count
+            else f"{path.name} without its alpha band {', '.join(map(str, sorted(alpha)))}",
             landsat=landsat_number(path.name, tags.get("SPACECRAFT_ID", ""), tags.get("PLATFORM", "")),
             select=select,
         )
@@ -209,6 +213,7 @@ def _open(
                 f"{path.name} holds complex numbers; a model takes real ones. Convert it first, "
                 "to intensity for instance."
             )
+        alpha -= set(indexes)
         flags = {flag for index in chosen for flag in dataset.mask_flag_enums[index]}
         file_scales = np.array([dataset.scales[index] for index in chosen], np.float64)
         file_offsets = np.array([dataset.offsets[index] for index in chosen], np.float64)
@@ -223,7 +228,7 @@ def _open(
             block_rows=max(rows for rows, _ in dataset.block_shapes),
             dtype=np.result_type(*types),
             nodata=[dataset.nodatavals[index] for index in chosen],
-            masked=bool(alpha) or MaskFlags.per_dataset in flags,
+            masked=bool(alpha) or (MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags),
             scales=(file_scales * scale).astype(np.float32).reshape(shape),
             offsets=(file_offsets * scale + offset).astype(np.float32).reshape(shape),
             band_bytes=dataset.width * sum(np.dtype(kind).itemsize for kind in dataset.dtypes),
