@@ -1,0 +1,46 @@
+"""Tune a backbone on labelled scenes: a recipe in, a RUN folder out. Needs the extra ``train``."""
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from geodeploy.errors import missing_extra
+
+if TYPE_CHECKING:
+    from geodeploy.train.tuning import TrainReport
+
+_NEEDED = (
+    "torch", "timm", "peft", "accelerate", "safetensors", "segmentation_models_pytorch", "tqdm",
+)  # fmt: skip
+
+
+def train(
+    recipe: Path, output: Path, *, overrides: Sequence[str] = (), progress: bool = False
+) -> "TrainReport":
+    """Train what the TOML file ``recipe`` says and write the RUN folder ``output``, whole or not.
+
+    Args:
+        recipe: See `geodeploy.train.recipe.Recipe` for its keys.
+        output: Must not exist; its parent must.
+        overrides: ``key.sub=value`` each, in place of what the file says.
+        progress: Show a bar on stderr if that is a terminal.
+
+    Raises:
+        GeodeployError: of the kind that fits, before any work is done where that can be known.
+    """
+    require_packages()
+    from geodeploy.train.tuning import tune
+
+    return tune(recipe, output, overrides=overrides, progress=progress)
+
+
+def require_packages() -> None:
+    """Refuse to go on without the packages of the extra ``train``.
+
+    Raises:
+        MissingExtraError: names the first that is absent.
+    """
+    for package in _NEEDED:
+        if importlib.util.find_spec(package) is None:
+            raise missing_extra("train", package.replace("_", "-"))

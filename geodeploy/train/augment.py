@@ -1,0 +1,156 @@
+"""Training tiles: windows drawn at random, resampled, turned, and lit differently each time."""
+
+# B batch, C band, H row, W column
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rasterio.windows import Window
+from torch.nn import functional
+
+from geodeploy.train.data import IGNORED, TRAINING, LabelledScene, read_filled
+from geodeploy.train.recipe import Augmentation, Recipe
+
+# Centre of each band in micrometres, by STAC common name.
+_WAVELENGTH_UM = {
+    "coastal": 0.443, "blue": 0.49, "green": 0.56, "yellow": 0.6, "red": 0.66, "pan": 0.6,
+    "rededge": 0.72, "rededge071": 0.705, "rededge075": 0.74, "rededge078": 0.783, "nir": 0.83,
+    "nir08": 0.865, "nir09": 0.945, "cirrus": 1.375, "swir16": 1.61, "swir22": 2.2,
+}  # fmt: skip
+# Between Rayleigh scattering by air (4) and scattering by coarse dust (0): hazy air is about 2.
+_HAZE_EXPONENT = 2.0
+_DRAWS = 20
+
+Number = TypeVar("Number", bound=np.generic)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Training tiles, stacked."""
+
+    pixels: torch.Tensor
+    """(B, C, tile, tile), in units."""
+    codes: torch.Tensor
+    """(B, tile, tile) int64: class positions, `IGNORED` where no loss is."""
+
+
+def training_batches(
+    scenes: Sequence[LabelledScene], recipe: Recipe, mean: NDArray[np.float32]
+) -> Iterator[Batch]:
+    """Batches without end, the same for the same seed."""
+    rng = np.random.default_rng(recipe.seed)
+    sizes = np.array([scene.count(TRAINING) for scene in scenes], np.float64)
+    veil = haze_by_band(recipe.data.bands)
+    while True:
+        pixels, codes = [], []
+        for _ in range(recipe.training.batch):
+            scene = scenes[int(rng.choice(len(scenes), p=sizes / sizes.sum()))]
+            window = draw_window(scene, recipe.model.tile, recipe.augmentation.zoom, rng)
+            tile_CHW, tile_HW = read_training_tile(scene, window, recipe, mean, veil, rng)
+            pixels.append(tile_CHW)
+            codes.append(tile_HW)
+        yield Batch(
+            torch.from_numpy(np.stack(pixels)),
+            torch.from_numpy(np.stack(codes).astype(np.int64)),
+        )
+
+
+def draw_window(
+    scene: LabelledScene, tile: int, zoom: tuple[float, float], rng: np.random.Generator
+) -> Window:
+    """A square window with labels to train on: of several drawn blindly the first that has any."""
+    height, width = scene.codes.shape
+    low, high = np.log(zoom[0]), np.log(zoom[1])
+    side = min(max(round(tile * float(np.exp(rng.uniform(low, high)))), 1), height, width)
+    for _ in range(_DRAWS):
+        row = int(rng.integers(0, height - side + 1))
+        col = int(rng.integers(0, width - side + 1))
+        window = Window(col, row, side, side)
+        if (scene.codes_of(window, TRAINING) != IGNORED).any():
+            return window
+    # Labels so sparse that luck does not find them: go to one.
+    rows, cols = np.nonzero((scene.part == TRAINING) & (scene.codes != IGNORED))
+    chosen = int(rng.integers(0, len(rows)))
+    row = int(np.clip(rows[chosen] - side // 2, 0, height - side))
+    col = int(np.clip(cols[chosen] - side // 2, 0, width - side))
+    return Window(col, row, side, side)
+
+
+def read_training_tile(
+    scene: LabelledScene,
+    window: Window,
+    recipe: Recipe,
+    mean: NDArray[np.float32],
+    veil: NDArray[np.float32],
+    rng: np.random.Generator,
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """Pixels (C, tile, tile) and codes (tile, tile) of ``window``, augmented."""
+    settings, tile = recipe.augmentation, recipe.model.tile
+    pixels, valid = read_filled(scene, window, mean)
+    codes = np.where(valid, scene.codes_of(window, TRAINING), np.uint8(IGNORED))
+    pixels, codes, valid = (
+        resample_pixels(pixels, tile),
+        resample_nearest(codes, tile),
+        resample_nearest(valid, tile),
+    )
+    if settings.d4:
+        symmetry = int(rng.integers(0, 8))
+        pixels, codes, valid = turn(pixels, symmetry), turn(codes, symmetry), turn(valid, symmetry)
+    pixels = relight(pixels, settings, veil, rng)
+    # What predict fills in is the mean exactly, whatever the light of the rest.
+    pixels = np.where(valid, pixels, mean[:, np.newaxis, np.newaxis])
+    return np.ascontiguousarray(pixels, np.float32), np.ascontiguousarray(codes)
+
+
+def resample_pixels(pixels_CHW: NDArray[np.float32], tile: int) -> NDArray[np.float32]:
+    """The square (C, h, h) at (C, tile, tile), bilinear, averaged where it shrinks."""
+    if pixels_CHW.shape[-1] == tile:
+        return pixels_CHW
+    resampled = functional.interpolate(
+        torch.from_numpy(pixels_CHW)[None], size=(tile, tile), mode="bilinear", antialias=True
+    )
+    result: NDArray[np.float32] = resampled[0].numpy()
+    return result
+
+
+def resample_nearest(values_HW: NDArray[Number], tile: int) -> NDArray[Number]:
+    """The square (h, h) at (tile, tile), each pixel from the one its centre falls into."""
+    side = values_HW.shape[0]
+    nearest = (np.arange(tile) * 2 + 1) * side // (2 * tile)
+    return values_HW[np.ix_(nearest, nearest)]
+
+
+def turn(values: NDArray[Number], symmetry: int) -> NDArray[Number]:
+    """One of the eight symmetries of the square, 0 to 7, on the last two axes."""
+    turned = np.rot90(values, symmetry % 4, axes=(-2, -1))
+    return np.flip(turned, axis=-1) if symmetry >= 4 else turned
+
+
+def relight(
+    pixels_CHW: NDArray[np.float32],
+    settings: Augmentation,
+    veil: NDArray[np.float32],
+    rng: np.random.Generator,
+) -> NDArray[np.float32]:
+    """The same ground under another light, another sensor and another air."""
+    bands = len(pixels_CHW)
+    gains = np.exp(rng.normal(0, settings.gain) + rng.normal(0, settings.band_gain, bands))
+    added = rng.normal(0, settings.offset) + rng.uniform(0, settings.haze) * veil
+    shape = (bands, 1, 1)
+    return (pixels_CHW * gains.reshape(shape) + added.reshape(shape)).astype(np.float32)
+
+
+def haze_by_band(bands: Sequence[str]) -> NDArray[np.float32]:
+    """How much a veil adds to each band, blue being 1; none to bands of unknown wavelength."""
+    blue = _WAVELENGTH_UM["blue"]
+    return np.array(
+        [
+            (blue / _WAVELENGTH_UM[band]) ** _HAZE_EXPONENT if band in _WAVELENGTH_UM else 0.0
+            for band in bands
+        ],
+        np.float32,
+    )

