@@ -61,6 +61,8 @@ class Raster:
     """Of each of the model's bands."""
     masked: bool
     """Whether an alpha band or a mask says which pixels hold data."""
+    bands_masked: bool
+    """Whether bands have masks of their own, as in a VRT."""
     scales: NDArray[np.float32]
     """(C, 1, 1): what stored values are multiplied with."""
     offsets: NDArray[np.float32]
@@ -92,7 +94,7 @@ class Raster:
         """
         try:
             dataset = self._dataset()
-            stored = dataset.read(self.indexes, window=window, out_dtype=self.dtype)
+            stored = self._stored(dataset, window)
             valid = self._valid(dataset, stored, window)
         except RasterioError as error:
             raise SourceError(
@@ -134,6 +136,12 @@ class Raster:
                 self._handles.append(dataset)
         return dataset
 
+    def _stored(self, dataset: Any, window: Window) -> NDArray[Any]:
+        if len({dataset.dtypes[index - 1] for index in self.indexes}) == 1:
+            return np.asarray(dataset.read(self.indexes, window=window))
+        # rasterio reads bands of several types, as a VRT may stack them, only one by one.
+        return np.stack([dataset.read(i, window=window, out_dtype=self.dtype) for i in self.indexes])
+
     def _valid(self, dataset: Any, stored: NDArray[Any], window: Window) -> NDArray[np.bool_]:
         valid = np.ones(stored.shape[1:], bool)
         for values, nodata in zip(stored, self.nodata, strict=True):
@@ -143,6 +151,8 @@ class Raster:
                 valid &= values != nodata
         if self.masked:
             valid &= dataset.dataset_mask(window=window) > 0
+        if self.bands_masked:
+            valid &= (dataset.read_masks(self.indexes, window=window) > 0).all(axis=0)
         return valid
 
 
@@ -229,6 +239,7 @@ def _open(
             dtype=np.result_type(*types),
             nodata=[dataset.nodatavals[index] for index in chosen],
             masked=bool(alpha) or (MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags),
+            bands_masked=not all(dataset.mask_flag_enums[index] for index in chosen),
             scales=(file_scales * scale).astype(np.float32).reshape(shape),
             offsets=(file_offsets * scale + offset).astype(np.float32).reshape(shape),
             band_bytes=dataset.width * sum(np.dtype(kind).itemsize for kind in dataset.dtypes),
@@ -239,7 +250,8 @@ def _open(
 @contextmanager
 def open_dataset(path: Path) -> Iterator[Any]:
     """A rasterio dataset, or a SourceError that says what is wrong with ``path``."""
-    if "://" not in str(path) and not str(path).startswith("/vsi") and not path.exists():
+    # With a colon it may be a subdataset, such as NETCDF:file.nc:name: GDAL knows whether it is there.
+    if ":" not in str(path) and not str(path).startswith("/vsi") and not path.exists():
         raise SourceError(f"{path} does not exist. Check the path; a raster file is needed.")
     try:
         dataset = _open_quietly(path)
@@ -268,11 +280,12 @@ def _open_quietly(path: Path) -> Any:
         return rasterio.open(path)
 
 
+_EIGHT_BITS = 1 / 255
 _GUESSES = (
     (1e-4, 0.0, "Sentinel-2 L1C and L2A before 2022, HLS"),
     (2.75e-5, -0.2, "Landsat Collection 2 Level 2"),
     (2e-5, -0.1, "Landsat Level 1"),
-    (1 / 255, 0.0, "8-bit imagery"),
+    (_EIGHT_BITS, 0.0, "8-bit imagery"),
     (0.01, 0.0, "percent"),
 )
 _SAMPLE_SIDE = 5
@@ -299,10 +312,15 @@ def check_range(raster: Raster, bands: Sequence[Band]) -> None:
         return
     seen = np.percentile(sample[worst], [2, 98])
     advice = "Say how to turn the file's values into the model's units with --scale and --offset."
+    means = np.array([band.mean for band in bands])
     # A scale read from the file's tags is not doubted here: the guess is for files without one.
     for scale, offset, kind in _GUESSES:
+        if (scale == _EIGHT_BITS) != (raster.dtype.itemsize == 1):
+            continue
         scaled = sample * scale + offset
-        if (((scaled < low) | (scaled > high)).mean(axis=1) <= 0.5).all():
+        inside = (((scaled < low) | (scaled > high)).mean(axis=1) <= 0.5).all()
+        # Nearly black is within most ranges too, and is what too small a scale makes of any scene.
+        if inside and (np.percentile(scaled, 98, axis=1) > means / 4).any():
             offset_flag = f" --offset {offset:g}" if offset else ""
             advice = f"Try --scale {scale:.6g}{offset_flag} ({kind})."
             break
