@@ -124,6 +124,11 @@ def _check_signature(session: Any, spec: ModelSpec, model: Path) -> tuple[str, s
                 f"{model}: the {what} {values[0].name} has shape {shape}, its description says "
                 f"(batch, {', '.join(map(str, needed))}). Export the model again."
             )
+        if isinstance(shape[0], int):
+            raise ModelError(
+                f"{model}: the {what} {values[0].name} has a fixed batch of {shape[0]}, a batch of any "
+                "size is needed. Export it with a dynamic first axis."
+            )
         if values[0].type != "tensor(float)":
             raise ModelError(
                 f"{model}: the {what} {values[0].name} is {values[0].type}, float32 is needed."
