@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import islice
@@ -115,15 +115,19 @@ def predict_scenes(
     options = options or PredictOptions()
     scenes = [Path(source) for source in sources]
     outputs = map_paths(scenes, None if output is None else Path(output))
-    for place in outputs:
-        check_output(place, scenes, overwrite=options.overwrite)
     path = default_model() if model is None else Path(model)
+    for place in outputs:
+        check_output(place, [*scenes, path], overwrite=options.overwrite)
     if model is None:
         log.info("No model named: taking the one that comes with geodeploy (%s).", path.name)
     with (
         rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_MIB),
         closing(open_session(path, device=options.device, threads=options.threads)) as session,
     ):
+        if len(scenes) > 1:  # the last one's fault should not show after hours of work on the others
+            for scene in scenes:
+                with _opened(scene, session.spec, options):
+                    pass
         return [
             map_scene(scene, session, place, options, progress)
             for scene, place in zip(scenes, outputs, strict=True)
@@ -163,17 +167,10 @@ def map_scene(
     overlap = spec.overlap if options.overlap is None else options.overlap
     reading, running, blending, writing = Stopwatch(), Stopwatch(), Stopwatch(), Stopwatch()
     tiles_run = 0
-    with open_raster(
-        source,
-        band_names=spec.band_names,
-        select=options.bands,
-        scale=options.scale,
-        offset=options.offset,
-    ) as raster:
+    with _opened(source, spec, options) as raster:
         notes = [*raster.notes, *_resolution_notes(raster, spec)]
         for note in notes:
             log.warning(note)
-        check_range(raster, spec.bands)
         grid = TileGrid(raster.height, raster.width, spec.tile, overlap)
         # Batches of nearly one size: nine tiles at eight a batch are five and four, not eight and one.
         batch_size = -(-len(grid) // -(-len(grid) // options.batch))
@@ -257,6 +254,20 @@ def map_scene(
         ),
         warnings=tuple(notes),
     )
+
+
+@contextmanager
+def _opened(source: Path, spec: ModelSpec, options: PredictOptions) -> Iterator[Raster]:
+    """The scene, with the model's bands and with values that can be in its units."""
+    with open_raster(
+        source,
+        band_names=spec.band_names,
+        select=options.bands,
+        scale=options.scale,
+        offset=options.offset,
+    ) as raster:
+        check_range(raster, spec.bands)
+        yield raster
 
 
 def read_ahead(

@@ -162,16 +162,20 @@ def build_raster(
     scales: Sequence[float] | None = None,
     offsets: Sequence[float] | None = None,
     mask: NDArray[np.bool_] | None = None,
+    driver: str = "GTiff",
     **profile: Any,
 ) -> Path:
-    """A GeoTIFF of ``pixels`` (C, H, W); ``profile`` goes to GDAL's driver."""
+    """A raster of ``pixels`` (C, H, W); ``profile`` goes to GDAL's driver."""
+    if driver == "GTiff":
+        # Or GDAL would take four bands of bytes for colours with alpha.
+        profile = {"photometric": "minisblack", "alpha": "unspecified"} | profile
     count, height, width = pixels.shape
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         with rasterio.open(
             path,
             "w",
-            driver="GTiff",
+            driver=driver,
             count=count,
             height=height,
             width=width,
@@ -179,7 +183,7 @@ def build_raster(
             crs=crs,
             transform=transform,
             nodata=nodata,
-            **({"photometric": "minisblack", "alpha": "unspecified"} | profile),
+            **profile,
         ) as dataset:
             dataset.write(pixels)
             for index, name in enumerate(names[:count], 1):

@@ -27,8 +27,11 @@ for _command in (train, evaluate, export, predict, inspect, doctor, demo):
     app.command()(getattr(_command, _command.__name__.rpartition(".")[2]))
 
 
-class _Terminated(BaseException):
-    """SIGTERM, made an exception so that everything is cleaned up on the way out."""
+class _Stopped(BaseException):
+    """Ctrl-C or SIGTERM, made an exception so that everything is cleaned up on the way out.
+
+    Not a KeyboardInterrupt: versions of Typer differ in what they make of that one.
+    """
 
 
 def _version(wanted: bool) -> None:
@@ -55,21 +58,20 @@ def main() -> None:
     # Warnings of libraries are for developers; ours go through the log.
     warnings.simplefilter("ignore")
 
-    def terminate(_signal: int, _frame: FrameType | None) -> None:
-        raise _Terminated
+    def stop(number: int, _frame: FrameType | None) -> None:
+        raise _Stopped(number)
 
-    signal.signal(signal.SIGTERM, terminate)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as a shell sets it for a background job
+            signal.signal(number, stop)
     try:
         app(standalone_mode=True)
     except GeodeployError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)
-    except KeyboardInterrupt:
+    except _Stopped as stopped:
         typer.echo("Stopped; nothing was left half-written.", err=True)
-        sys.exit(130)
-    except _Terminated:
-        typer.echo("Terminated; nothing was left half-written.", err=True)
-        sys.exit(143)
+        sys.exit(128 + stopped.args[0])
     except BrokenPipeError:
         # The reader of our output has gone, as with `| head`: nobody to tell.
         with contextlib.suppress(OSError):
