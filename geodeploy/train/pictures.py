@@ -56,6 +56,7 @@ def draw_curves(
         right.legend(frameon=False, fontsize="small")
     else:
         right.text(0.5, 0.5, "no validation pixels", ha="center", transform=right.transAxes)
+    right.set_facecolor("#d8d8d8")  # classes may be white or black
     right.set(xlabel="step", ylabel="validation IoU", ylim=(0, 1))
     figure.savefig(path, dpi=110)
 
@@ -85,9 +86,11 @@ def draw_predictions(
             axis.set_axis_off()
     for axis, title in zip(axes[0], ("true colour", "labels", "prediction"), strict=True):
         axis.set_title(title)
-    handles = [Patch(facecolor=item.color, label=item.name) for item in spec.classes]
+    handles = [
+        Patch(facecolor=item.color, edgecolor="#888888", label=item.name) for item in spec.classes
+    ]
     if (labels == IGNORED).any():
-        handles.append(Patch(facecolor=_UNLABELLED, label="no label"))
+        handles.append(Patch(facecolor=_UNLABELLED, edgecolor="#888888", label="no label"))
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6))
     figure.savefig(path, dpi=90)
 

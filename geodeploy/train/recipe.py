@@ -372,13 +372,12 @@ def _refuse_unknown_keys(
 
 
 def _nearest(key: str, fields: Mapping[str, Any], place: tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(key.lower(), fields, 1, 0.6)
-    if near:
-        return f"Did you mean {'.'.join((*place, near[0]))}?"
-    everywhere = dict(_leaves(Recipe, ()))
-    elsewhere = difflib.get_close_matches(key.lower(), everywhere, 1, 0.75)
-    if elsewhere:
-        return f"Did you mean {everywhere[elsewhere[0]]}?"
+    here = {name: ".".join((*place, name)) for name in fields}
+    # A good match in another table is likelier meant than a poor one in this.
+    for known, cutoff in ((here, 0.75), (dict(_leaves(Recipe, ())), 0.75), (here, 0.6)):
+        near = difflib.get_close_matches(key.lower(), known, 1, cutoff)
+        if near:
+            return f"Did you mean {known[near[0]]}?"
     return f"Known here: {', '.join(fields)}."
 
 
@@ -415,9 +414,8 @@ def _tables_in(value: Any) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]
 def _complaint(error: ValidationError) -> str:
     """The first of pydantic's complaints: the key, what is needed, what was found."""
     problem = error.errors(include_url=False)[0]
-    key = ".".join(
-        str(part) for part in problem["loc"] if not str(part).startswith(("tuple[", "literal["))
-    )
+    # Parts with a bracket name the alternative of a type that pydantic tried, not a key.
+    key = ".".join(str(part) for part in problem["loc"] if "[" not in str(part))
     if problem["type"] == "missing":
         return f"{key} is missing"
     message = problem["msg"].removeprefix("Value error, ").removesuffix(".")

@@ -83,6 +83,7 @@ def new_run(output: Path) -> Iterator[Path]:
     try:
         beside.mkdir()
         yield beside
+        _share_alike(beside)
         check_new_run(output)  # it may have come up while we trained
         beside.rename(output)
     except OSError as error:
@@ -177,6 +178,13 @@ def load_run(path: Path) -> Run:
         tiles=_read_tiles(path / TILES, spec),
         sha256=_sha256_of([path / name for name in [*files, HEAD]]),
     )
+
+
+def _share_alike(folder: Path) -> None:
+    """Give every file the mode the user's umask gives; safetensors writes for the owner alone."""
+    mode = (folder / RECIPE).stat().st_mode
+    for file in folder.iterdir():
+        file.chmod(mode)
 
 
 def _require(path: Path, *names: str) -> None:

@@ -1,0 +1,131 @@
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from rasterio.windows import Window
+
+from geodeploy.train.augment import (
+    draw_window,
+    haze_by_band,
+    read_training_tile,
+    relight,
+    resample_nearest,
+    resample_pixels,
+    training_batches,
+    turn,
+)
+from geodeploy.train.data import IGNORED, TRAINING, open_scenes
+from geodeploy.train.recipe import Augmentation, load_recipe
+
+SIX = ("blue", "green", "red", "nir", "swir16", "swir22")
+MEAN = np.full(6, 0.2, np.float32)
+
+
+@given(symmetry=st.integers(0, 7), side=st.integers(1, 9))
+def test_pixels_and_labels_turn_alike(symmetry: int, side: int) -> None:
+    labels = np.random.default_rng(side).integers(0, 9, (side, side)).astype(np.uint8)
+    pixels = np.stack([labels, labels * 2]).astype(np.float32)
+    turned = turn(pixels, symmetry)
+    np.testing.assert_array_equal(turned[0], turn(labels, symmetry))
+    np.testing.assert_array_equal(turned[1], turn(labels, symmetry) * 2)
+
+
+def test_the_eight_symmetries_are_eight() -> None:
+    square = np.arange(9).reshape(3, 3)
+    assert len({turn(square, symmetry).tobytes() for symmetry in range(8)}) == 8
+
+
+@given(side=st.integers(4, 60), tile=st.integers(4, 60))
+def test_labels_are_resampled_onto_the_pixels_they_belong_to(side: int, tile: int) -> None:
+    # A ramp: its bilinear value at a pixel's centre is the place it was taken from.
+    ramp = np.tile(np.arange(side, dtype=np.float32) + 0.5, (side, 1))
+    resampled = resample_pixels(ramp[np.newaxis], tile)[0]
+    nearest = resample_nearest(np.floor(ramp).astype(np.uint8), tile) + 0.5
+    inner = slice(1 + tile // side, -1 - tile // side or None)  # the ramp flattens at the edge
+    assert np.abs(resampled - nearest)[inner, inner].max(initial=0) <= max(side / tile, 1) / 2 + 1e-3
+
+
+def test_a_scene_painted_with_its_labels_stays_so_whatever_is_done_to_it(recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file, ["data.scene.0.split=train", "augmentation.gain=0"])
+    rng = np.random.default_rng(1)
+    with open_scenes(recipe) as (scene,):
+
+        class Painted:
+            name = "painted"
+
+            def read_pixels(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
+                codes = scene.codes[window.toslices()]
+                return np.tile(codes, (6, 1, 1)).astype(np.float32), codes != IGNORED
+
+        painted = type(scene)(Painted(), scene.codes, scene.part)
+        for _ in range(20):
+            window = draw_window(painted, 32, (1.0, 1.0), rng)  # no zoom: no mixing of neighbours
+            pixels, codes = read_training_tile(
+                painted, window, recipe, MEAN, haze_by_band(recipe.data.bands), rng
+            )
+            labelled = codes != IGNORED
+            assert labelled.any()
+            np.testing.assert_array_equal(pixels[0][labelled], codes[labelled])
+
+
+def test_windows_lie_inside_and_have_labels_even_if_only_one_pixel_has(recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file, ["data.scene.0.split=train"])
+    rng = np.random.default_rng(0)
+    with open_scenes(recipe) as (scene,):
+        scene.codes.fill(IGNORED)
+        scene.codes[116, 0] = 1
+        for _ in range(30):
+            window = draw_window(scene, 8, (0.5, 2.0), rng)
+            assert 4 <= window.width == window.height <= 16
+            assert 0 <= window.row_off <= 117 - window.height
+            assert 0 <= window.col_off <= 131 - window.width
+            assert (scene.codes_of(window, TRAINING) == 1).any()
+
+
+def test_a_scene_smaller_than_the_tile_is_enlarged(recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file, ["model.tile=160", "data.scene.0.split=train"])
+    with open_scenes(recipe) as scenes:
+        batch = next(training_batches(scenes, recipe, MEAN))
+    assert batch.pixels.shape == (2, 6, 160, 160)
+    assert batch.codes.shape == (2, 160, 160)
+
+
+def test_gain_acts_on_all_bands_and_haze_on_blue_most() -> None:
+    rng = np.random.default_rng(0)
+    pixels = np.ones((3, 2, 2), np.float32)
+    lit = relight(pixels, Augmentation(gain=0.3), np.zeros(3, np.float32), rng)
+    assert np.unique(lit).size == 1
+    assert lit[0, 0, 0] != 1
+    veil = haze_by_band(["blue", "red", "swir22", "elevation"])
+    assert veil[0] == 1
+    assert np.all(np.diff(veil) < 0)
+    assert veil[3] == 0
+
+
+def test_no_augmentation_leaves_pixels_as_they_are(recipe_file: Path) -> None:
+    recipe = load_recipe(
+        recipe_file,
+        ["augmentation.d4=false", "augmentation.gain=0", "augmentation.zoom=[1, 1]"],
+    )
+    rng = np.random.default_rng(0)
+    window = Window(40, 30, 32, 32)
+    with open_scenes(recipe) as (scene,):
+        pixels, _ = read_training_tile(scene, window, recipe, MEAN, haze_by_band(SIX), rng)
+        np.testing.assert_array_equal(pixels, scene.raster.read_pixels(window)[0])
+
+
+@pytest.mark.parametrize(("seed", "same"), [(3, True), (4, False)])
+def test_the_same_seed_draws_the_same_batches(recipe_file: Path, seed: int, same: bool) -> None:
+    recipe = load_recipe(recipe_file)
+    other = load_recipe(recipe_file, [f"seed={seed}"])
+    with open_scenes(recipe) as scenes:
+        first = list(islice(training_batches(scenes, recipe, MEAN), 2))
+        again = list(islice(training_batches(scenes, other, MEAN), 2))
+    assert same == all(
+        torch.equal(one.pixels, two.pixels) and torch.equal(one.codes, two.codes)
+        for one, two in zip(first, again, strict=True)
+    )

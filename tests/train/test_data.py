@@ -1,0 +1,235 @@
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from affine import Affine
+from rasterio.crs import CRS
+from rasterio.windows import Window
+
+from geodeploy.errors import LabelError, RangeError, RecipeError, SourceError
+from geodeploy.train.data import (
+    IGNORED,
+    NEITHER,
+    TRAINING,
+    VALIDATION,
+    LabelledScene,
+    compute_statistics,
+    labelled_places,
+    open_scenes,
+    read_ahead,
+    read_tile,
+    sample_tiles,
+    split,
+)
+from geodeploy.train.recipe import Blocks, Scene, load_recipe
+from geodeploy.train.validation import validate
+
+MEAN = np.full(6, 0.2, np.float32)
+
+
+def opened(path: Path, *overrides: str) -> AbstractContextManager[list[LabelledScene]]:
+    return open_scenes(load_recipe(path, overrides))
+
+
+def relabel(recipe_file: Path, folder: Path, change: Callable[..., None], **profile: object) -> str:
+    """The labels changed in place by ``change``, as an override."""
+    with rasterio.open(recipe_file.parent / "labels.tif") as source:
+        labels = source.read(1)
+        change(labels)
+        with rasterio.open(folder / "labels.tif", "w", **source.profile | profile) as target:
+            target.write(labels, 1)
+    return f"data.scene.0.labels={folder / 'labels.tif'}"
+
+
+def test_labels_are_positions_of_classes_and_nodata_is_ignored(
+    recipe_file: Path, tmp_path: Path
+) -> None:
+    def change(labels: np.ndarray) -> None:
+        labels[0, :5] = [0, 1, 2, 255, 7]
+
+    override = relabel(recipe_file, tmp_path, change)
+    order = ["classes.0.value=2", "classes.1.value=1", "classes.2.value=0", "data.ignore=[7]"]
+    with opened(recipe_file, override, *order) as (scene,):
+        assert scene.codes[0, :5].tolist() == [2, 1, 0, IGNORED, IGNORED]
+
+
+def test_a_class_may_have_the_value_that_the_file_calls_nodata(
+    recipe_file: Path, tmp_path: Path
+) -> None:
+    override = relabel(recipe_file, tmp_path, lambda labels: None, nodata=0)
+    with opened(recipe_file, override) as (scene,):
+        assert (scene.codes == 0).any()
+
+
+def test_unknown_label_values_are_an_error_that_names_found_and_known(
+    recipe_file: Path, tmp_path: Path
+) -> None:
+    def change(labels: np.ndarray) -> None:
+        labels[3, 3:5] = [9, 11]
+
+    override = relabel(recipe_file, tmp_path, change)
+    with (
+        pytest.raises(LabelError, match=r"values \[9, 11\]; .* \[0, 1, 2\] .* data\.ignore"),
+        opened(recipe_file, override),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("profile", "words"),
+    [
+        ({"transform": Affine(30, 0, 0, 0, -30, 0)}, "lies elsewhere than image.tif"),
+        ({"crs": CRS.from_epsg(32617)}, "is in EPSG:32617"),
+        ({"dtype": "float32"}, "holds float32 numbers"),
+    ],
+)
+def test_labels_that_do_not_lie_on_the_image_are_refused(
+    recipe_file: Path, tmp_path: Path, profile: dict[str, object], words: str
+) -> None:
+    override = relabel(recipe_file, tmp_path, lambda labels: None, **profile)
+    with pytest.raises(LabelError, match=words), opened(recipe_file, override):
+        pass
+
+
+def test_labels_of_another_size_are_refused(recipe_file: Path, real_scene: Path) -> None:
+    labels = real_scene.with_name("landsat8_cloudy_labels.tif")
+    with (
+        pytest.raises(LabelError, match=r"509 x 531 pixels, image\.tif has 117 x 131"),
+        opened(recipe_file, f"data.scene.0.labels={labels}"),
+    ):
+        pass
+
+
+def test_a_missing_scene_is_named(recipe_file: Path) -> None:
+    with (
+        pytest.raises(SourceError, match=r"absent\.tif does not exist"),
+        opened(recipe_file, "data.scene.0.image=absent.tif"),
+    ):
+        pass
+
+
+def test_an_image_in_other_units_is_refused(recipe_file: Path) -> None:
+    with pytest.raises(RangeError, match="--scale"), opened(recipe_file, "data.scene.0.scale=10000"):
+        pass
+
+
+def test_labels_that_are_all_ignored_are_an_error(recipe_file: Path, tmp_path: Path) -> None:
+    override = relabel(recipe_file, tmp_path, lambda labels: labels.fill(255))
+    with (
+        pytest.raises(LabelError, match="No training scene has a labelled pixel"),
+        opened(recipe_file, override, "data.scene.0.split=train"),
+    ):
+        pass
+
+
+def test_blocks_keep_a_gap_between_training_and_validation() -> None:
+    codes = np.random.default_rng(0).integers(0, 3, (200, 170)).astype(np.uint8)
+    scene = Scene(image=Path(), labels=Path())
+    part = split(codes, scene, Blocks(size=32, gap=5, fraction=0.3), 3)
+    rows, cols = np.nonzero(part == VALIDATION)
+    for row, col in zip(rows, cols, strict=True):
+        around = part[max(row - 5, 0) : row + 6, max(col - 5, 0) : col + 6]
+        assert (around != TRAINING).all()
+    shares = [(part == kind).mean() for kind in (NEITHER, TRAINING, VALIDATION)]
+    assert 0.2 < shares[VALIDATION] < 0.4
+    assert shares[TRAINING] > 0.3
+
+
+def test_every_class_is_in_the_validation_blocks_if_some_draw_allows_it() -> None:
+    codes = np.zeros((256, 256), np.uint8)
+    codes[:32, :] = 1  # rare: in a quarter of the upper blocks
+    part = split(codes, Scene(image=Path(), labels=Path()), Blocks(size=32, gap=0, fraction=0.1), 2)
+    assert set(np.unique(codes[part == VALIDATION])) == {0, 1}
+    assert set(np.unique(codes[part == TRAINING])) == {0, 1}
+
+
+def test_a_scene_of_one_block_cannot_be_cut(recipe_file: Path) -> None:
+    with (
+        pytest.raises(RecipeError, match=r"data\.blocks\.size"),
+        opened(recipe_file, "data.blocks.size=200"),
+    ):
+        pass
+
+
+def test_no_training_window_shows_the_label_of_a_validation_or_gap_pixel(recipe_file: Path) -> None:
+    with opened(recipe_file) as (scene,):
+        whole = scene.codes_of(Window(0, 0, 131, 117), TRAINING)
+        assert (whole[scene.part != TRAINING] == IGNORED).all()
+        assert (whole[scene.part == TRAINING] == scene.codes[scene.part == TRAINING]).all()
+
+
+def test_statistics_are_those_of_the_valid_training_pixels(recipe_file: Path) -> None:
+    with opened(recipe_file) as (scene,):
+        found = compute_statistics([scene], 6)
+        with rasterio.open(recipe_file.parent / "image.tif") as image:
+            pixels = image.read() * np.float64(2e-5) - 0.1
+        chosen = pixels[:, scene.part == TRAINING]
+    np.testing.assert_allclose(found.mean, chosen.mean(axis=1), rtol=1e-4)
+    np.testing.assert_allclose(found.std, chosen.std(axis=1), rtol=1e-4)
+
+
+def test_a_tile_over_the_edge_is_mirrored_and_its_outside_ignored(recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file, ["data.scene.0.split=train", "model.tile=160"])
+    with open_scenes(recipe) as scenes:
+        (tile,) = sample_tiles(scenes, recipe, MEAN, 16)
+    assert tile.pixels.shape == (6, 160, 160)
+    np.testing.assert_array_equal(tile.pixels[:, 117:, :], tile.pixels[:, 116:73:-1, :])
+    assert (tile.codes[117:] == IGNORED).all()
+    assert (tile.codes[:, 131:] == IGNORED).all()
+
+
+def test_invalid_pixels_hold_the_mean_and_no_label(
+    recipe_file: Path, tmp_path: Path, make_raster: Callable[..., Path]
+) -> None:
+    with rasterio.open(recipe_file.parent / "image.tif") as image:
+        pixels = (image.read() * 2e-5 - 0.1).astype(np.float32)
+        pixels[3, 10:20, 10:20] = np.nan
+        path = make_raster(tmp_path / "holes.tif", pixels, transform=image.transform, crs=image.crs)
+    recipe = load_recipe(recipe_file, [f"data.scene.0.image={path}", "data.scene.0.split=train"])
+    with open_scenes(recipe) as scenes:
+        place = next(labelled_places(scenes[0], 32, 8, part=TRAINING))
+        tile = read_tile(scenes[0], place, 32, MEAN, part=TRAINING)
+    assert (tile.pixels[:, 10:20, 10:20] == MEAN[0]).all()
+    assert (tile.codes[10:20, 10:20] == IGNORED).all()
+    assert (tile.codes != IGNORED).any()
+
+
+def always_the_second(pixels: torch.Tensor) -> torch.Tensor:
+    return torch.tensor([0.0, 1.0, 0.0]).reshape(1, 3, 1, 1).expand(len(pixels), 3, 32, 32)
+
+
+@pytest.mark.parametrize("overlap", [0, 7, 8])
+def test_validation_counts_every_labelled_pixel_once(recipe_file: Path, overlap: int) -> None:
+    recipe = load_recipe(recipe_file, ["data.scene.0.split=train"])
+    with open_scenes(recipe) as (scene,):
+        scene.part.fill(VALIDATION)
+        scene.codes[5, 5] = IGNORED
+        scores = validate(
+            always_the_second,
+            [scene],
+            recipe.classes,
+            tile=32,
+            overlap=overlap,
+            batch=3,
+            mean=MEAN,
+        )
+    counts = np.array(scores.confusion)
+    assert counts.sum() == 117 * 131 - 1
+    assert scores.ignored == 1
+    assert counts[:, 1].tolist() == [int((scene.codes == k).sum()) for k in range(3)]
+
+
+def test_reading_ahead_keeps_the_order_and_hands_on_errors() -> None:
+    def items():
+        yield from range(5)
+        raise SourceError("the file breaks off")
+
+    ahead = read_ahead(items(), 3)
+    assert list(islice(ahead, 5)) == [0, 1, 2, 3, 4]
+    with pytest.raises(SourceError, match="breaks off"):
+        next(ahead)

@@ -1,0 +1,75 @@
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from geodeploy.errors import ModelError
+from geodeploy.train import train
+from geodeploy.train.loop import Rates, count_steps
+from geodeploy.train.recipe import Training
+
+
+def rates(**settings: object) -> Rates:
+    return Rates(Training(**{"steps": 100, "warmup": 10} | settings), 100, [1.0, 0.1])
+
+
+def test_cosine_climbs_to_the_highest_rate_and_falls_to_zero() -> None:
+    cosine = rates()
+    assert cosine.at(1) == pytest.approx([0.1, 0.01])
+    assert cosine.at(10) == pytest.approx([1.0, 0.1])
+    assert cosine.at(55)[0] == pytest.approx(0.5)
+    assert cosine.at(100) == pytest.approx([0, 0], abs=1e-12)
+
+
+def test_plateau_halves_after_validations_that_were_no_better() -> None:
+    plateau = rates(schedule="plateau", plateau_patience=2)
+    seen = []
+    for miou in (0.5, 0.6, 0.6, 0.5, 0.7, 0.6, 0.6, 0.6, 0.6):
+        plateau.note(miou)
+        seen.append(plateau.at(50)[0])
+    assert seen == [1, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25, 0.125]
+    assert plateau.stale == 4
+
+
+def test_epochs_count_windows_of_the_training_area(recipe_file: Path) -> None:
+    from geodeploy.train.data import TRAINING, open_scenes
+    from geodeploy.train.recipe import load_recipe
+
+    with open_scenes(load_recipe(recipe_file)) as scenes:
+        pixels = int((scenes[0].part == TRAINING).sum())
+        assert count_steps(Training(epochs=3, batch=2), scenes, 32) == math.ceil(3 * pixels / 32**2 / 2)
+        assert count_steps(Training(steps=7), scenes, 32) == 7
+
+
+def test_training_stops_early_when_nothing_gets_better(recipe_file: Path, tmp_path: Path) -> None:
+    # With no step to speak of, the second validation is no better than the first.
+    report = train(
+        recipe_file,
+        tmp_path / "run",
+        overrides=[
+            "training.steps=50", "training.patience=2", "training.lr=1e-12",
+            "training.validate_every=1", "method.name=linear", "training.schedule=plateau",
+        ],
+    )  # fmt: skip
+    assert report.metrics.steps < 50
+
+
+def test_a_loss_that_is_no_number_is_an_error(recipe_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"diverged\. Lower training\.lr"):
+        train(
+            recipe_file,
+            tmp_path / "run",
+            overrides=["training.lr=1e30", "training.clip=1e30", "training.steps=30"],
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_few_steps_make_the_loss_smaller(recipe_file: Path, tmp_path: Path) -> None:
+    overrides = ["training.steps=30", "training.validate_every=10", "training.lr=3e-3"]
+    history = train(recipe_file, tmp_path / "run", overrides=overrides).metrics.history
+    assert history[-1].loss < 0.8 * history[0].loss
+
+
+def test_a_run_trains_in_bf16_too(recipe_file: Path, tune: Callable[..., Path]) -> None:
+    assert (tune("training.precision=bf16") / "head.safetensors").exists()

@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+import torch
+
+from geodeploy.train.data import IGNORED
+from geodeploy.train.losses import build_loss, class_weights, cross_entropy
+from geodeploy.train.recipe import Training
+
+SHARES = np.array([0.7, 0.25, 0.05])
+
+
+@pytest.mark.parametrize(("entropy", "dice"), [(1, 0), (0, 1), (0.5, 2)])
+def test_ignored_pixels_carry_no_loss(entropy: float, dice: float) -> None:
+    loss = build_loss(Training(steps=1, cross_entropy=entropy, dice=dice), SHARES)
+    torch.manual_seed(0)
+    logits = torch.randn(2, 3, 8, 8)
+    codes = torch.randint(0, 3, (2, 8, 8))
+    codes[:, 4:] = IGNORED
+    changed = logits.clone()
+    changed[:, :, 4:] += 5 * torch.randn(2, 3, 4, 8)
+    torch.testing.assert_close(loss(logits, codes), loss(changed, codes))
+    logits.requires_grad_()
+    loss(logits, codes).backward()
+    assert logits.grad is not None
+    assert not logits.grad[:, :, 4:].any()
+    assert logits.grad[:, :, :4].any()
+
+
+def test_a_batch_without_labels_has_no_loss_and_a_gradient_of_zero() -> None:
+    loss = build_loss(Training(steps=1), SHARES)
+    logits = torch.randn(1, 3, 4, 4, requires_grad=True)
+    value = loss(logits, torch.full((1, 4, 4), IGNORED))
+    value.backward()
+    assert value == 0
+    assert logits.grad is not None
+    assert not logits.grad.any()
+
+
+def test_cross_entropy_is_that_of_torch_over_the_labelled_pixels() -> None:
+    logits, codes = torch.randn(2, 3, 5, 5), torch.randint(0, 3, (2, 5, 5))
+    codes[0, 0] = IGNORED
+    weights = (1.0, 2.0, 0.5)
+    needed = torch.nn.functional.cross_entropy(
+        logits, codes, weight=torch.tensor(weights), ignore_index=IGNORED
+    )
+    torch.testing.assert_close(cross_entropy(logits, codes, weights), needed)
+
+
+def test_balanced_weights_rise_as_classes_get_rare_up_to_a_limit() -> None:
+    weights = class_weights("balanced", SHARES)
+    assert weights[0] < weights[1] < weights[2]
+    assert weights[1] / weights[0] == pytest.approx(0.7 / 0.25)
+    assert np.mean(weights) == pytest.approx(1)
+    assert max(class_weights("balanced", np.array([0.5, 0.5 - 1e-9, 1e-9] + [0] * 20))) <= 10
+    assert class_weights("balanced", np.array([0.5, 0.5, 0.0]))[2] == 0  # absent: nothing to weigh
+
+
+def test_weights_are_one_or_those_given() -> None:
+    assert class_weights("none", SHARES) == (1, 1, 1)
+    assert class_weights((1, 5, 2), SHARES) == (1, 5, 2)

@@ -1,0 +1,127 @@
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from geodeploy.errors import RecipeError
+from geodeploy.train.recipe import Recipe, load_recipe, recipe_text
+
+RECIPES = sorted((Path(__file__).parents[2] / "train").glob("*.toml"))
+
+
+def complaint(path: Path, *overrides: str) -> str:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_that_ships_loads(path: Path) -> None:
+    assert load_recipe(path).name == path.stem
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_written_out_loads_as_the_same_recipe(path: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(path, ["model.weights=weights.pth", 'trained_on="a \\"quote\\", é, \\u007f"'])
+    copy = tmp_path / "recipe.toml"
+    copy.write_text(recipe_text(recipe), encoding="utf-8")
+    assert load_recipe(copy) == recipe
+
+
+@pytest.mark.parametrize(
+    ("override", "nearest"),
+    [
+        ("training.step=3", "unknown key training.step. Did you mean training.steps?"),
+        ("modle.tile=3", "unknown key modle. Did you mean model?"),
+        ("data.scene.0.label=3", "unknown key data.scene.0.label. Did you mean data.scene.0.labels?"),
+        ("patience=3", "unknown key patience. Did you mean training.patience?"),
+        ("method.qqq=1", "unknown key method.qqq. Known here: name, r, alpha, dropout, targets."),
+    ],
+)
+def test_a_mistyped_key_is_an_error_that_names_the_nearest(
+    recipe_file: Path, override: str, nearest: str
+) -> None:
+    assert complaint(recipe_file, override).endswith(nearest)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("training.batch=0", "training.batch must be greater than 0, found 0"),
+        ("training.lr=fast", "training.lr must be a valid number"),
+        ("model.decoder=fpn", "model.decoder must be 'unet' or 'linear', found \"fpn\""),
+        ("model.backbone=resnet18", "model.backbone"),
+        ("model.overlap=32", "overlap 32 must be smaller than tile 32"),
+        ("data.valid_range=[2, 1]", "data.valid_range: needs the smaller number first"),
+        ("data.valid_range=[[0, 1], [0, 1]]", "valid_range has 2 pairs for 6 bands"),
+        ("data.ignore=[1]", "data.ignore holds [1], which are classes"),
+        ("training.epochs=2", "give one of steps and epochs"),
+        ("training.class_weights=[1, 2]", "training.class_weights has 2 numbers for 3 classes"),
+        ("classes.1.value=0", "class values must differ, found [0, 0, 2]"),
+        ("data.scene.0.split=validation", "every scene is for validation"),
+        ("augmentation.zoom=[2, 1]", "zoom needs the smaller number first, found [2.0, 1.0]"),
+    ],
+)
+def test_a_bad_value_is_an_error_that_names_key_value_and_need(
+    recipe_file: Path, override: str, words: str
+) -> None:
+    assert words in complaint(recipe_file, override)
+
+
+def test_a_missing_key_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "short.toml"
+    path.write_text('name = "x"')
+    assert complaint(path).endswith("data is missing.")
+
+
+def test_a_file_that_is_missing_or_no_toml_is_an_error(tmp_path: Path) -> None:
+    assert "cannot be read (No such file or directory)" in complaint(tmp_path / "absent.toml")
+    path = tmp_path / "recipe.toml"
+    path.write_text("name = ")
+    assert "is not TOML" in complaint(path)
+
+
+def test_overrides_are_toml_values_words_or_places_in_lists(recipe_file: Path) -> None:
+    recipe = load_recipe(
+        recipe_file,
+        [
+            "training.lr = 1e-3",
+            "method.targets=['attn.qkv']",
+            "data.scene.0.split=train",
+            "name=other",
+            "training.patience=2",
+        ],
+    )
+    assert recipe.training.lr == 1e-3
+    assert recipe.method.targets == ("attn.qkv",)
+    assert recipe.data.scene[0].split == "train"
+    assert recipe.name == "other"
+    assert recipe.training.patience == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("training.steps", "needs key.sub=value"),
+        ("data.scene.1.split=train", "the list has 1 entries, numbered from 0; found 1"),
+        ("name.sub=1", "what stands before sub is a value, not a table"),
+    ],
+)
+def test_an_override_that_leads_nowhere_is_an_error(
+    recipe_file: Path, override: str, words: str
+) -> None:
+    assert words in complaint(recipe_file, override)
+
+
+def test_paths_are_relative_to_the_recipe(recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file, ["data.root=sub", "model.weights=vit.safetensors"])
+    assert recipe.data.root == recipe_file.parent / "sub"
+    assert recipe.model.weights == str(recipe_file.parent / "vit.safetensors")
+
+
+def test_every_key_says_what_it_is() -> None:
+    assert tomllib.loads(recipe_text(load_recipe(RECIPES[0])))  # no default is left out or unwritable
+    described = Recipe.model_json_schema()["$defs"]["Model"]["properties"]
+    assert all("description" in key or "$ref" in key for key in described.values())

