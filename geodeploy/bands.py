@@ -147,8 +147,8 @@ def _selected(
 ) -> list[int]:
     if len(select) != len(needed):
         raise BandError(
-            f"--bands names {len(select)} ({', '.join(select)}), the model needs {len(needed)}: "
-            f"{', '.join(needed)}."
+            f"--bands names {len(select)} ({', '.join(select) or 'none'}), the model needs "
+            f"{len(needed)}: {', '.join(needed)}."
         )
     indexes = []
     for item in select:

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, PositiveInt
 from rasterio.windows import Window
 
 from geodeploy import __version__
@@ -63,9 +63,9 @@ class PredictOptions(BaseModel):
     """Asking for ``cuda`` and getting the CPU is an error."""
     bands: tuple[str, ...] | None = None
     """Names or 1-based numbers of the scene's bands in the model's order."""
-    scale: float = 1.0
+    scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """What values are multiplied with after the file's own scale and offset."""
-    offset: float = 0.0
+    offset: FiniteFloat = 0.0
     """What is added then."""
     overwrite: bool = False
     """Replace a map that exists."""

@@ -256,9 +256,12 @@ def open_dataset(path: Path) -> Iterator[Any]:
     try:
         dataset = _open_quietly(path)
     except RasterioError as error:
+        if path.is_dir():
+            raise SourceError(f"{path} is a folder; a raster file is needed.") from error
         raise SourceError(
             f"{path} is not a raster that GDAL {rasterio.__gdal_version__} can open "
-            f"({_reason(error)}). A GeoTIFF, COG, JP2, VRT or the like is needed."
+            f"({_reason(error)}). A whole GeoTIFF, COG, JP2, VRT or the like is needed; if this was "
+            "one, it is damaged or truncated: fetch it again."
         ) from error
     with dataset:
         if dataset.count == 0:

@@ -25,13 +25,13 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,
 ) -> None:
     """Score a model against labels: the map that predict makes, one matrix over all pixels."""
-    from geodeploy.cli.options import print_json, with_defaults
+    from geodeploy.cli.options import print_json, split_names, with_defaults
     from geodeploy.evaluate import evaluate as run
     from geodeploy.predict import PredictOptions
 
     options = with_defaults(
         PredictOptions,
-        bands=tuple(bands.split(",")) if bands else None,
+        bands=split_names(bands),
         scale=scale,
         offset=offset,
         overlap=overlap,

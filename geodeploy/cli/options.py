@@ -20,7 +20,15 @@ def with_defaults(kind: type[Options], **given: Any) -> Options:
     try:
         return kind(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        raise RecipeError(f"--{first_problem(error)}.") from error
+        name, _, complaint = first_problem(error).partition(": ")
+        raise RecipeError(f"--{name} {given[name]}: {complaint}.") from error
+
+
+def split_names(text: str | None) -> tuple[str, ...] | None:
+    """The names in ``red, nir``; none in an empty text, and None where nothing was given."""
+    if text is None:
+        return None
+    return tuple(name.strip() for name in text.split(",")) if text.strip() else ()
 
 
 def print_json(reports: Sequence[BaseModel]) -> None:

@@ -52,7 +52,7 @@ def predict(
     ] = False,
 ) -> None:
     """Map scenes of any size with a model: georeferenced class maps (COG)."""
-    from geodeploy.cli.options import print_json, progress_bar, with_defaults
+    from geodeploy.cli.options import print_json, progress_bar, split_names, with_defaults
     from geodeploy.predict import PredictOptions, predict_scenes
 
     options = with_defaults(
@@ -62,7 +62,7 @@ def predict(
         blend=blend,
         batch=batch,
         device=device,
-        bands=tuple(bands.split(",")) if bands else None,
+        bands=split_names(bands),
         scale=scale,
         offset=offset,
     )
