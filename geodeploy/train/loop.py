@@ -1,5 +1,6 @@
 """The training loop: steps, validations, and the best weights found."""
 
+import logging
 import math
 import sys
 import time
@@ -30,6 +31,8 @@ from geodeploy.train.losses import build_loss
 from geodeploy.train.model import TunedModel
 from geodeploy.train.recipe import Recipe, Training
 from geodeploy.train.validation import validate
+
+log = logging.getLogger(__name__)
 
 _VALIDATIONS = 8
 """In a run whose recipe names no ``validate_every``."""
@@ -130,6 +133,8 @@ def fit(
             busy += time.perf_counter() - began
             if step % every == 0 or step == steps:
                 history.append(check(step))
+                if bar.disable:  # in a log file, a line now and then instead of a bar
+                    log.info("%s", _line(history[-1], steps, step * training.batch / busy))
                 rates.note(history[-1].miou)
                 if best is None or not validates or history[-1].miou > best.miou:
                     best, best_state = history[-1], tuned_state(model)
@@ -219,6 +224,11 @@ def _plateau(done: float, halvings: int) -> float:
 
 SCHEDULES: dict[str, Callable[[float, int], float]] = {"cosine": _cosine, "plateau": _plateau}
 """Factors on the learning rate, from the share of the steps done and the plateaus met."""
+
+
+def _line(found: Checkup, steps: int, images_per_s: float) -> str:
+    score = "" if found.scores is None else f", validation mIoU {found.miou:.3f}"
+    return f"step {found.step} of {steps}: loss {found.loss:.3f}{score}, {images_per_s:.1f} images/s"
 
 
 def tuned_state(model: TunedModel) -> dict[str, Tensor]:

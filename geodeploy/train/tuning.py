@@ -18,7 +18,7 @@ from geodeploy.spec import Band, ModelSpec
 from geodeploy.spec import Method as MethodSpec
 from geodeploy.train.backbone import Backbone, build_backbone
 from geodeploy.train.card import model_card
-from geodeploy.train.data import LabelledTile, compute_statistics, open_scenes, sample_tiles
+from geodeploy.train.data import IGNORED, LabelledTile, compute_statistics, open_scenes, sample_tiles
 from geodeploy.train.loop import Checkup, Fit, fit
 from geodeploy.train.methods import ParameterCounts
 from geodeploy.train.model import TunedModel, assemble
@@ -114,7 +114,7 @@ def tune(
         (folder / SPEC).write_text(spec.to_json() + "\n", encoding="utf-8")
         (folder / "metrics.json").write_text(metrics.model_dump_json(indent=1) + "\n")
         draw_curves(folder / "curves.png", result.losses, result.history, result.best.step, spec)
-        _draw_tiles(folder / "predictions.png", model, tiles[:_TILES_SHOWN], spec)
+        _draw_tiles(folder / "predictions.png", model, tiles, spec)
         card = model_card(spec, recipe, counts, metrics.scores, steps=metrics.steps)
         (folder / "README.md").write_text(card, encoding="utf-8")
     return TrainReport(run=output, metrics=metrics)
@@ -188,8 +188,10 @@ def _measure(result: Fit, counts: ParameterCounts, recipe: Recipe) -> Metrics:
 
 
 def _draw_tiles(path: Path, model: TunedModel, tiles: Sequence[LabelledTile], spec: ModelSpec) -> None:
-    pixels = np.stack([item.pixels for item in tiles])
-    labels = np.stack([item.codes for item in tiles])
+    # Those with most labels: there is most to compare.
+    shown = sorted(tiles, key=lambda item: int((item.codes == IGNORED).sum()))[:_TILES_SHOWN]
+    pixels = np.stack([item.pixels for item in shown])
+    labels = np.stack([item.codes for item in shown])
     draw_predictions(path, pixels, labels, _classify(model, pixels), spec)
 
 

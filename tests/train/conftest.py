@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+import torch
 from affine import Affine
 from rasterio.windows import Window
 
@@ -63,6 +64,12 @@ device = "cpu"
 gain = 0.1
 zoom = [0.8, 1.3]
 """
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Networks this small only wait for one another's threads."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

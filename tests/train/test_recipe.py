@@ -22,6 +22,14 @@ def test_every_recipe_that_ships_loads(path: Path) -> None:
     assert load_recipe(path).name == path.stem
 
 
+def test_the_example_in_the_readme_loads(tmp_path: Path) -> None:
+    text = (RECIPES[0].parent / "README.md").read_text().split("## Your own data\n")[1]
+    block = [line[4:] for line in text.splitlines() if line.startswith("    ") or not line]
+    path = tmp_path / "recipe.toml"
+    path.write_text("\n".join(block))
+    assert load_recipe(path).data.scene[1].bands == ("B02", "B03", "B04", "B08")
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_written_out_loads_as_the_same_recipe(path: Path, tmp_path: Path) -> None:
     recipe = load_recipe(path, ["model.weights=weights.pth", 'trained_on="a \\"quote\\", é, \\u007f"'])

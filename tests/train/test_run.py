@@ -224,3 +224,13 @@ def test_an_interruption_leaves_no_half_run(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         write_and_stop()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_cards_own_code_loads_the_adapter(tune: Tune) -> None:
+    path = tune(METHODS[0])
+    card = (path / "README.md").read_text()
+    code = card.split("```python\n")[1].split("```")[0].replace('"RUN', f'"{path}')
+    names: dict[str, object] = {}
+    exec(code, names)
+    run = load_run(path)
+    np.testing.assert_array_equal(logits(run), logits(load_run(path), names["tuned"]))
