@@ -81,7 +81,7 @@ def mix(
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     """Probabilities of logits (B, K, H, W), over K."""
-    probs = logits - logits.max(axis=1, keepdims=True)
+    probs: NDArray[np.float32] = logits - logits.max(axis=1, keepdims=True)
     np.exp(probs, out=probs)
     probs /= probs.sum(axis=1, keepdims=True)
     return probs
