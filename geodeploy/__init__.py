@@ -57,6 +57,9 @@ class _Package(ModuleType):
             raise AttributeError(f"module 'geodeploy' has no attribute {name!r}")
         return getattr(import_module(f"geodeploy.{_HOMES[name]}"), name)
 
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *_HOMES]
+
     def __setattr__(self, name: str, value: Any) -> None:
         # The import system sets each imported submodule as an attribute of its package.
         if not (name in _HOMES and isinstance(value, ModuleType)):

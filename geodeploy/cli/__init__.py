@@ -28,7 +28,7 @@ for _command in (train, evaluate, export, predict, inspect, doctor, demo):
 
 
 class _Stopped(BaseException):
-    """Ctrl-C or SIGTERM, made an exception so that everything is cleaned up on the way out.
+    """Ctrl-C, SIGTERM or a closed terminal, made an exception so that everything is cleaned up on the way out.
 
     Not a KeyboardInterrupt: versions of Typer differ in what they make of that one.
     """
@@ -61,7 +61,7 @@ def main() -> None:
     def stop(number: int, _frame: FrameType | None) -> None:
         raise _Stopped(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # as a shell sets it for a background job
             signal.signal(number, stop)
     try:
