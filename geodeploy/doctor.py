@@ -2,7 +2,7 @@
 
 import platform
 import shutil
-from importlib.metadata import PackageNotFoundError, files, version
+from importlib.metadata import PackageNotFoundError, version
 
 from pydantic import BaseModel, ConfigDict
 
@@ -65,7 +65,7 @@ def examine() -> Diagnosis:
         broken.append(
             "onnxruntime is missing or broken: pip install --force-reinstall 'geodeploy-eo[cpu]'."
         )
-    if _foreign_geodeploy():
+    if _version("geodeploy"):
         broken.append(
             "An unrelated distribution named `geodeploy` is installed too and overwrites this one: "
             "pip uninstall -y geodeploy, then pip install --force-reinstall geodeploy-eo."
@@ -111,11 +111,3 @@ def _runtime() -> str | None:
     return f"onnxruntime {onnxruntime.__version__}, " + (
         "compiled for CPU and CUDA" if compiled else "CPU only"
     )
-
-
-def _foreign_geodeploy() -> bool:
-    """Whether a distribution called `geodeploy`, which is not this one, has put files here."""
-    try:
-        return files("geodeploy") is not None
-    except PackageNotFoundError:
-        return False

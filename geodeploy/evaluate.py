@@ -116,9 +116,9 @@ def _on_grid_of(image: Path, labels: Any) -> Iterator[Any]:
         return
     if crs is None or labels.crs is None:
         raise LabelError(
-            f"{Path(labels.name).name} has {labels.height} x {labels.width} pixels, the scene {height} x "
-            f"{width}, and {'the scene' if crs is None else 'the labels'} has no CRS to bring them "
-            "together by. Give both a CRS, or labels of the scene's size."
+            f"{Path(labels.name).name} has {labels.height} x {labels.width} pixels, the scene "
+            f"{height} x {width}, and {'the scene has' if crs is None else 'the labels have'} no CRS to "
+            "bring them together by. Give both a CRS, or labels of the scene's size."
         )
     with WarpedVRT(
         labels,

@@ -28,7 +28,7 @@ for _command in (train, evaluate, export, predict, inspect, doctor, demo):
 
 
 class _Stopped(BaseException):
-    """Ctrl-C, SIGTERM or a closed terminal, made an exception so that everything is cleaned up on the way out.
+    """Ctrl-C, SIGTERM or a closed terminal, made an exception: all is cleaned up on the way out.
 
     Not a KeyboardInterrupt: versions of Typer differ in what they make of that one.
     """

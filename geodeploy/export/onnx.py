@@ -20,7 +20,7 @@ from geodeploy.writer import check_output
 log = logging.getLogger(__name__)
 
 OPSET = 20
-"""Attention stays in its plain parts, which every runtime has; LayerNormalization and Gelu are whole."""
+"""Attention stays in plain parts, which every runtime has; LayerNormalization and Gelu are whole."""
 
 
 def export_run(run: Path, output: Path, *, overwrite: bool) -> ParityReport:
@@ -57,7 +57,7 @@ def export_run(run: Path, output: Path, *, overwrite: bool) -> ParityReport:
 
 
 def write_onnx(model: TunedModel, spec: ModelSpec, path: Path) -> None:
-    """Trace ``model`` into ``path``: ``pixels`` to ``logits``, any batch, the spec's tile, spec inside."""
+    """Trace ``model`` into ``path``: ``pixels`` to ``logits``, any batch, fixed tile, spec inside."""
     # A batch of two: the exporter takes a size of one for a constant.
     example = torch.zeros(2, len(spec.bands), spec.tile, spec.tile)
     with warnings.catch_warnings():

@@ -119,7 +119,10 @@ def compare(
     labels: NDArray[np.uint8],
     spec: ModelSpec,
 ) -> Comparison:
-    """How far ``exported`` is from ``reference``, logits (N, K, H, W); ``labels`` (N, H, W) are values."""
+    """How far ``exported`` is from ``reference``, both logits (N, K, H, W).
+
+    ``labels`` (N, H, W) are class values.
+    """
     difference = np.abs(exported - reference)
     per_tile = difference.max(axis=(1, 2, 3))
     a, b = reference.astype(np.float64).ravel(), exported.astype(np.float64).ravel()

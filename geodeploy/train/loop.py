@@ -113,8 +113,7 @@ def fit(
     bar = tqdm(
         total=steps, unit="step", disable=not (progress and sys.stderr.isatty()), file=sys.stderr
     )
-    batches = read_ahead(training_batches(scenes, recipe, mean), 2)
-    with bar, closing(batches):
+    with bar, closing(read_ahead(training_batches(scenes, recipe, mean), 2)) as batches:
         for step, batch in zip(range(1, steps + 1), batches, strict=False):
             began = time.perf_counter()
             _set_rates(optimizer, rates.at(step))
@@ -128,9 +127,13 @@ def fit(
             busy += time.perf_counter() - began
             if step % every == 0 or step == steps:
                 history.append(check(step))
-                if bar.disable:  # in a log file, a line now and then instead of a bar
-                    log.info("%s", _line(history[-1], steps, step * training.batch / busy))
-                rates.note(history[-1].miou)
+                # Where there is no bar, a log file for instance, a line now and then.
+                log.log(
+                    logging.INFO if bar.disable else logging.DEBUG,
+                    _line(history[-1], steps, step * training.batch / busy),
+                )
+                if validates:
+                    rates.note(history[-1].miou)
                 if best is None or not validates or history[-1].miou > best.miou:
                     best, best_state = history[-1], tuned_state(model)
             bar.set_postfix(_facts(losses, history, step * training.batch / busy), refresh=False)

@@ -1,0 +1,210 @@
+"""The exported model against PyTorch, and faults planted on the way that must not get through."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from peft import PeftModel
+
+from geodeploy.errors import OutputError, ParityError
+from geodeploy.export import export, verify
+from geodeploy.export.merge import merge
+from geodeploy.spec import METADATA_KEY, ModelSpec
+from geodeploy.train.run import load_run
+
+Tune = Callable[..., Path]
+METHODS = ("lora", "linear", "full")
+
+
+@pytest.fixture(scope="module")
+def exported(tune: Tune, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A RUN tuned with LoRA and its ONNX."""
+    run = tune()
+    model = tmp_path_factory.mktemp("export") / "model.onnx"
+    export(run, model)
+    return run, model
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_merging_changes_nothing_but_the_form(tune: Tune, method: str) -> None:
+    run = load_run(tune(f"method.name={method}"))
+    merged = merge(run.model)
+    pixels = torch.from_numpy(run.tiles.pixels)
+    with torch.inference_mode():
+        torch.testing.assert_close(merged(pixels), run.model(pixels), rtol=1e-4, atol=1e-5)
+    assert not any("lora" in name for name in merged.state_dict())
+    # On a copy: the tuned model still has its adapter.
+    assert isinstance(run.model.backbone, PeftModel) == (method == "lora")
+
+
+def test_the_adapter_matters_so_that_merging_can_fail(tune: Tune) -> None:
+    run = load_run(tune())
+    merged = merge(run.model)
+    with run.model.backbone.disable_adapter(), torch.inference_mode():
+        without = run.model(torch.from_numpy(run.tiles.pixels))
+    with torch.inference_mode():
+        within = merged(torch.from_numpy(run.tiles.pixels))
+    assert (without - within).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("overrides", [(), ("model.decoder=linear",), ("model.scaling=zscore",)])
+def test_onnx_runtime_gives_the_logits_of_pytorch_for_any_batch(
+    tune: Tune, tmp_path: Path, overrides: tuple[str, ...]
+) -> None:
+    path = tune(*overrides)
+    export(path, tmp_path / "model.onnx")
+    run = load_run(path)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    for batch in (1, 2, 5):
+        pixels = np.resize(run.tiles.pixels, (batch, *run.tiles.pixels.shape[1:]))
+        with torch.inference_mode():
+            judge = run.model(torch.from_numpy(pixels)).numpy()
+        (logits,) = session.run(["logits"], {"pixels": pixels})
+        np.testing.assert_allclose(logits, judge, rtol=1e-4, atol=1e-5)
+
+
+def test_the_file_says_what_it_is_and_nothing_of_where_it_was_made(
+    exported: tuple[Path, Path],
+) -> None:
+    run, model = exported
+    graph = onnx.load(model)
+    onnx.checker.check_model(graph, full_check=True)
+    assert [entry.version for entry in graph.opset_import if entry.domain == ""] == [20]
+    spec = ModelSpec.from_json(
+        {entry.key: entry.value for entry in graph.metadata_props}[METADATA_KEY], source="test"
+    )
+    tuned = ModelSpec.read(run / "spec.json")
+    assert spec.model_copy(update={"parity": None}) == tuned
+    assert spec.parity is not None
+    report = model.with_suffix(".parity.json").read_bytes()
+    assert spec.parity.argmax_agreement == json.loads(report)["exported"]["argmax_agreement"]
+    import hashlib
+
+    assert spec.parity.report_sha256 == hashlib.sha256(report).hexdigest()
+    assert str(Path.cwd()).encode() not in model.read_bytes()
+    assert b"site-packages" not in model.read_bytes()
+
+
+def test_the_same_run_exports_to_the_same_bytes(exported: tuple[Path, Path], tmp_path: Path) -> None:
+    run, model = exported
+    export(run, tmp_path / "again.onnx")
+    assert (tmp_path / "again.onnx").read_bytes() == model.read_bytes()
+
+
+def test_an_existing_model_is_kept_unless_told_otherwise(exported: tuple[Path, Path]) -> None:
+    run, model = exported
+    before = model.read_bytes()
+    with pytest.raises(OutputError, match="--overwrite"):
+        export(run, model)
+    assert model.read_bytes() == before
+    export(run, model, overwrite=True)
+    assert sorted(item.name for item in model.parent.iterdir()) == ["model.onnx", "model.parity.json"]
+
+
+def test_what_was_exported_verifies(exported: tuple[Path, Path]) -> None:
+    assert verify(*exported).released
+
+
+# Faults planted in the exported graph ------------------------------------------------------------
+
+
+def _initialisers(graph: onnx.ModelProto) -> dict[str, NDArray[np.float32]]:
+    return {entry.name: numpy_helper.to_array(entry) for entry in graph.graph.initializer}
+
+
+def _replace(graph: onnx.ModelProto, name: str, value: NDArray[np.float32]) -> None:
+    (entry,) = (entry for entry in graph.graph.initializer if entry.name == name)
+    entry.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value), name))
+
+
+def swapped_bands(graph: onnx.ModelProto) -> None:
+    """Red and near infrared change places before the first convolution of the patches."""
+    for name, value in _initialisers(graph).items():
+        if value.ndim == 4 and value.shape[1] == 6:
+            _replace(graph, name, value[:, [0, 1, 3, 2, 4, 5]])
+            return
+    raise AssertionError("no convolution over the bands")
+
+
+def wrong_scale(graph: onnx.ModelProto) -> None:
+    """The normalisation divides by means ten per cent too large."""
+    for name, value in _initialisers(graph).items():
+        if value.size == 6:
+            _replace(graph, name, value * np.float32(1.1))
+            return
+    raise AssertionError("no normalisation")
+
+
+def transposed_weight(graph: onnx.ModelProto) -> None:
+    """One square weight of the attention lies on its side."""
+    for name, value in _initialisers(graph).items():
+        if value.ndim == 2 and value.shape[0] == value.shape[1] > 1:
+            _replace(graph, name, value.T)
+            return
+    raise AssertionError("no square weight")
+
+
+def not_a_number(graph: onnx.ModelProto) -> None:
+    """One bias is NaN."""
+    for name, value in _initialisers(graph).items():
+        if value.ndim == 1 and value.size > 6:
+            _replace(graph, name, np.where(np.arange(value.size) == 3, np.float32(np.nan), value))
+            return
+    raise AssertionError("no bias")
+
+
+@pytest.mark.parametrize("plant", [swapped_bands, wrong_scale, transposed_weight, not_a_number])
+def test_a_planted_fault_is_refused(
+    exported: tuple[Path, Path], tmp_path: Path, plant: Callable[[onnx.ModelProto], None]
+) -> None:
+    run, model = exported
+    graph = onnx.load(model)
+    plant(graph)
+    onnx.save(graph, tmp_path / "faulty.onnx")
+    with pytest.raises(ParityError, match=r"faulty\.onnx is not the model of"):
+        verify(run, tmp_path / "faulty.onnx")
+
+
+def test_a_fault_in_the_export_itself_releases_nothing(
+    tune: Tune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from geodeploy.export import onnx as export_module
+
+    write = export_module.write_onnx
+
+    def faulty(model: object, spec: ModelSpec, path: Path) -> None:
+        write(model, spec, path)
+        graph = onnx.load(path)
+        swapped_bands(graph)
+        onnx.save(graph, path)
+
+    monkeypatch.setattr(export_module, "write_onnx", faulty)
+    with pytest.raises(ParityError, match="was not written"):
+        export(tune(), tmp_path / "model.onnx")
+    assert [item.name for item in tmp_path.iterdir()] == ["model.parity.json"]
+    assert json.loads((tmp_path / "model.parity.json").read_text())["released"] is False
+
+
+def test_a_merge_gone_wrong_is_refused(
+    tune: Tune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from geodeploy.export import merge as merge_module
+
+    honest = merge_module.merge
+
+    def forgetful(model: object) -> object:
+        merged = honest(model)
+        merged.backbone.blocks[0].attn.qkv.weight.mul_(1.02)
+        return merged
+
+    monkeypatch.setattr(merge_module, "merge", forgetful)
+    with pytest.raises(ParityError, match="merged model differs"):
+        export(tune(), tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
