@@ -16,13 +16,18 @@ _NEEDED = (
 
 
 def train(
-    recipe: Path, output: Path, *, overrides: Sequence[str] = (), progress: bool = False
+    recipe: Path,
+    output: Path | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    progress: bool = False,
 ) -> "TrainReport":
-    """Train what the TOML file ``recipe`` says and write the RUN folder ``output``, whole or not.
+    """Train what the TOML file ``recipe`` says and write the RUN folder ``output``.
 
     Args:
         recipe: See `geodeploy.train.recipe.Recipe` for its keys.
-        output: Must not exist; its parent must.
+        output: Must not exist; its parent must. None makes ``runs`` and takes the recipe's name in
+            it. The folder appears whole, at the end, or not at all.
         overrides: ``key.sub=value`` each, in place of what the file says.
         progress: Show a bar on stderr if that is a terminal.
 

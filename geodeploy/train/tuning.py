@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from geodeploy.errors import RecipeError
+from geodeploy.errors import OutputError, RecipeError
 from geodeploy.scores import Scores
 from geodeploy.spec import Backbone as BackboneSpec
 from geodeploy.spec import Band, ModelSpec
@@ -88,10 +88,15 @@ class TrainReport(BaseModel):
 
 
 def tune(
-    recipe_file: Path, output: Path, *, overrides: Sequence[str] = (), progress: bool = False
+    recipe_file: Path,
+    output: Path | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    progress: bool = False,
 ) -> TrainReport:
     """Train what the recipe says and write the RUN folder ``output``. See `geodeploy.train.train`."""
     recipe = load_recipe(recipe_file, overrides)
+    output = output or _default_run(recipe)
     check_new_run(output)
     torch.manual_seed(recipe.seed)
     with open_scenes(recipe) as scenes:
@@ -151,6 +156,17 @@ def describe(recipe: Recipe, statistics: Statistics, backbone: Backbone) -> Mode
         trained_on=recipe.trained_on,
         licence=recipe.licence,
     )
+
+
+def _default_run(recipe: Recipe) -> Path:
+    runs = Path("runs")
+    try:
+        runs.mkdir(exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"{runs} cannot be made here ({error.strerror}). Name the RUN with -o."
+        ) from error
+    return runs / recipe.name
 
 
 def _check_scaling(recipe: Recipe, statistics: Statistics) -> None:

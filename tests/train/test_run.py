@@ -134,7 +134,8 @@ def test_the_report_counts_and_scores(recipe_file: Path, tmp_path: Path) -> None
 def test_without_validation_pixels_the_last_step_is_kept_and_nothing_is_scored(
     recipe_file: Path, tmp_path: Path
 ) -> None:
-    report = train(recipe_file, tmp_path / "run", overrides=["data.scene.0.split=train"])
+    overrides = ["data.scene.0.split=train", "training.patience=1", "training.validate_every=1"]
+    report = train(recipe_file, tmp_path / "run", overrides=overrides)
     assert report.metrics.scores is None
     assert report.metrics.best_step == 4
     assert "not scored" in str(report)
@@ -234,3 +235,12 @@ def test_the_cards_own_code_loads_the_adapter(tune: Tune) -> None:
     exec(code, names)
     run = load_run(path)
     np.testing.assert_array_equal(logits(run), logits(load_run(path), names["tuned"]))
+
+
+def test_a_run_without_a_place_goes_under_runs_by_the_recipes_name(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    report = train(recipe_file, overrides=["training.steps=1"])
+    assert report.run == Path("runs/tiny")
+    assert (tmp_path / "runs" / "tiny" / "head.safetensors").exists()
