@@ -80,9 +80,8 @@ def main() -> None:
             f"{ratios[-1]:.3f} |",
             flush=True,
         )
-    print(
-        f"\nmedian {statistics.median(ratios):.3f} over {report['tiles_run']} tiles; busy {report['busy']}"
-    )
+    print(f"\nmedian {statistics.median(ratios):.3f} over {report['tiles_run']} tiles")
+    print(f"busy in the last turn: {report['busy']}")
 
 
 def make_vit_small(path: Path) -> Path:

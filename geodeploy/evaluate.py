@@ -13,7 +13,7 @@ from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
 from geodeploy.errors import LabelError, RecipeError
-from geodeploy.labels import IGNORE, class_positions, ignored_values
+from geodeploy.labels import IGNORED, class_positions, ignored_values
 from geodeploy.predict import PredictOptions, Progress, map_scene
 from geodeploy.raster import open_dataset
 from geodeploy.runtime import open_session
@@ -83,7 +83,7 @@ def _compare(mapped: Any, labels: Any, spec: ModelSpec, source: str) -> Scores:
             labels.read(1, window=window), spec.classes, ignored_labels, source=source
         )
         guess = class_positions(mapped.read(1, window=window), spec.classes, {NODATA}, source="the map")
-        scored = (truth != IGNORE) & (guess != IGNORE)
+        scored = (truth != IGNORED) & (guess != IGNORED)
         ignored += int(scored.size - scored.sum())
         counts += confusion_matrix(truth[scored], guess[scored], len(spec.classes))
     if not counts.any():
@@ -117,8 +117,8 @@ def _on_grid_of(image: Path, labels: Any) -> Iterator[Any]:
     if crs is None or labels.crs is None:
         raise LabelError(
             f"{Path(labels.name).name} has {labels.height} x {labels.width} pixels, the scene "
-            f"{height} x {width}, and {'the scene has' if crs is None else 'the labels have'} no CRS to "
-            "bring them together by. Give both a CRS, or labels of the scene's size."
+            f"{height} x {width}, and {'the scene has' if crs is None else 'the labels have'} no CRS "
+            "to bring them together by. Give both a CRS, or labels of the scene's size."
         )
     with WarpedVRT(
         labels,

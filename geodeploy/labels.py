@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from geodeploy.errors import LabelError
 from geodeploy.spec import NODATA, SegmentationClass
 
-IGNORE = NODATA
+IGNORED = NODATA
 """The position given to pixels without loss and score."""
 
 
@@ -32,7 +32,7 @@ def class_positions(
     *,
     source: str,
 ) -> NDArray[np.uint8]:
-    """The position among ``classes`` of each label, `IGNORE` for the ignored ones.
+    """The position among ``classes`` of each label, `IGNORED` for the ignored ones.
 
     Raises:
         LabelError: a value is neither a class nor ignored; the message lists those found.
@@ -44,10 +44,10 @@ def class_positions(
         listed = ", ".join(f"{item.value} {item.name}" for item in classes)
         raise LabelError(
             f"{source} holds the value{'s' if len(unknown) > 1 else ''} {_several(unknown)}, which "
-            f"{'are' if len(unknown) > 1 else 'is'} no class of the model ({listed}). Add "
+            f"{'are' if len(unknown) > 1 else 'is'} none of the classes ({listed}). Add "
             f"{'them' if len(unknown) > 1 else 'it'} to the recipe's classes or to its `ignore`."
         )
-    lookup = np.array([known.get(int(value), IGNORE) for value in values], np.uint8)
+    lookup = np.array([known.get(int(value), IGNORED) for value in values], np.uint8)
     return lookup[where].reshape(labels.shape)
 
 

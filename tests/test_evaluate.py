@@ -124,7 +124,9 @@ def test_an_unknown_label_value_is_named(
     values, transform = scored
     truth = np.full(values.shape, 9, np.uint8)
     path = write_labels(tmp_path / "odd.tif", truth, transform=transform)
-    with pytest.raises(LabelError, match=r"odd\.tif holds the value 9, which is no class.*ignore"):
+    with pytest.raises(
+        LabelError, match=r"odd\.tif holds the value 9, which is none of the classes.*ignore"
+    ):
         evaluate(pointwise.path, real_scene, path)
 
 

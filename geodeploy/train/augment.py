@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 from torch.nn import functional
 
-from geodeploy.train.data import IGNORED, TRAINING, LabelledScene, read_filled
+from geodeploy.labels import IGNORED
+from geodeploy.train.data import TRAINING, LabelledScene, read_filled
 from geodeploy.train.recipe import Augmentation, Recipe
 
 # Centre of each band in micrometres, by STAC common name.

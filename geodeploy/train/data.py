@@ -18,15 +18,13 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from geodeploy.errors import LabelError, RecipeError
+from geodeploy.labels import IGNORED, class_positions, ignored_values
 from geodeploy.raster import Raster, check_range, open_dataset, open_raster
-from geodeploy.spec import NODATA, Band
+from geodeploy.spec import Band
 from geodeploy.tiles import Tile, TileGrid
 from geodeploy.train.recipe import Blocks, Recipe, Scene, Statistics
 
 log = logging.getLogger(__name__)
-
-IGNORED = NODATA
-"""Among class positions: a pixel without loss or score. torch calls it ``ignore_index``."""
 
 NEITHER, TRAINING, VALIDATION = 0, 1, 2
 """What a pixel of a scene is for."""
@@ -120,21 +118,8 @@ def read_codes(path: Path, raster: Raster, recipe: Recipe) -> NDArray[np.uint8]:
         nodata = dataset.nodata
     if not np.issubdtype(values.dtype, np.integer):
         raise LabelError(f"{path.name} holds {values.dtype} numbers; labels are whole numbers.")
-    known = [item.value for item in recipe.classes]
-    ignored = set(recipe.ignored_values)
-    if nodata is not None and nodata not in known:
-        ignored.add(int(nodata))
-    found = np.unique(values)
-    unknown = [int(value) for value in found if int(value) not in {*known, *ignored}]
-    if unknown:
-        raise LabelError(
-            f"{path.name} holds the values {_some(unknown)}; the recipe's classes are {known} and it "
-            f"ignores {sorted(ignored)}. Add them to [[classes]] or to data.ignore."
-        )
-    codes = np.full(values.shape, IGNORED, np.uint8)
-    for position, value in enumerate(known):
-        codes[values == value] = position
-    return codes
+    ignored = ignored_values(recipe.classes, recipe.data.ignore, nodata)
+    return class_positions(values, recipe.classes, ignored, source=path.name)
 
 
 def split(codes: NDArray[np.uint8], scene: Scene, blocks: Blocks, classes: int) -> NDArray[np.uint8]:
@@ -323,7 +308,3 @@ def _warn_of_absent_classes(scenes: Sequence[LabelledScene], recipe: Recipe) -> 
     absent = [item.name for item, share in zip(recipe.classes, shares, strict=True) if not share]
     if absent:
         log.warning("No training pixel is labelled %s: it cannot be learned.", ", ".join(absent))
-
-
-def _some(values: list[int]) -> str:
-    return str(values) if len(values) <= 8 else f"{str(values[:8])[:-1]}, ...]"

@@ -11,7 +11,7 @@ from segmentation_models_pytorch.losses import DiceLoss
 from torch import Tensor
 from torch.nn import functional
 
-from geodeploy.train.data import IGNORED
+from geodeploy.labels import IGNORED
 from geodeploy.train.recipe import Training
 
 Loss = Callable[[Tensor, Tensor], Tensor]

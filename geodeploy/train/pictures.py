@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
+from geodeploy.labels import IGNORED
 from geodeploy.spec import ModelSpec
-from geodeploy.train.data import IGNORED
 from geodeploy.train.loop import Checkup
 
 _UNLABELLED = "#ebebeb"

@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from geodeploy.errors import RecipeError
-from geodeploy.spec import NODATA, SegmentationClass
+from geodeploy.spec import SegmentationClass
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -279,11 +279,6 @@ class Recipe(_Table):
                 f"training.class_weights has {len(weights)} numbers for {len(self.classes)} classes"
             )
         return self
-
-    @property
-    def ignored_values(self) -> frozenset[int]:
-        """Label values without loss or score, the reserved 255 among them."""
-        return frozenset(self.data.ignore) | {NODATA}
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:

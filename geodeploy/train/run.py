@@ -20,9 +20,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from geodeploy.errors import ModelError, OutputError
+from geodeploy.labels import IGNORED
 from geodeploy.spec import NODATA, ModelSpec
 from geodeploy.train.backbone import build_backbone
-from geodeploy.train.data import IGNORED, LabelledTile
+from geodeploy.train.data import LabelledTile
 from geodeploy.train.methods import PATCHES
 from geodeploy.train.model import TunedModel, build_decoder, decoded_blocks
 from geodeploy.train.recipe import Recipe, load_recipe, recipe_text

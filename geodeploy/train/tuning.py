@@ -12,13 +12,14 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from geodeploy.errors import OutputError, RecipeError
+from geodeploy.labels import IGNORED
 from geodeploy.scores import Scores
 from geodeploy.spec import Backbone as BackboneSpec
 from geodeploy.spec import Band, ModelSpec
 from geodeploy.spec import Method as MethodSpec
 from geodeploy.train.backbone import Backbone, build_backbone
 from geodeploy.train.card import model_card
-from geodeploy.train.data import IGNORED, LabelledTile, compute_statistics, open_scenes, sample_tiles
+from geodeploy.train.data import LabelledTile, compute_statistics, open_scenes, sample_tiles
 from geodeploy.train.loop import Checkup, Fit, fit
 from geodeploy.train.methods import ParameterCounts
 from geodeploy.train.model import TunedModel, assemble

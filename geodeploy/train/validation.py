@@ -9,16 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from geodeploy.labels import IGNORED
 from geodeploy.scores import Scores, confusion_matrix
 from geodeploy.spec import SegmentationClass
-from geodeploy.train.data import (
-    IGNORED,
-    VALIDATION,
-    LabelledScene,
-    LabelledTile,
-    labelled_places,
-    read_tile,
-)
+from geodeploy.train.data import VALIDATION, LabelledScene, LabelledTile, labelled_places, read_tile
 
 
 def validate(

@@ -201,7 +201,7 @@ def test_a_merge_gone_wrong_is_refused(
 
     def forgetful(model: object) -> object:
         merged = honest(model)
-        merged.backbone.blocks[0].attn.qkv.weight.mul_(1.02)
+        merged.backbone.blocks[0].attn.qkv.weight.mul_(2)
         return merged
 
     monkeypatch.setattr(merge_module, "merge", forgetful)

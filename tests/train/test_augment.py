@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rasterio.windows import Window
 
+from geodeploy.labels import IGNORED
 from geodeploy.train.augment import (
     draw_window,
     haze_by_band,
@@ -18,7 +19,7 @@ from geodeploy.train.augment import (
     training_batches,
     turn,
 )
-from geodeploy.train.data import IGNORED, TRAINING, open_scenes
+from geodeploy.train.data import TRAINING, open_scenes
 from geodeploy.train.recipe import Augmentation, load_recipe
 
 SIX = ("blue", "green", "red", "nir", "swir16", "swir22")

@@ -12,8 +12,8 @@ from rasterio.crs import CRS
 from rasterio.windows import Window
 
 from geodeploy.errors import LabelError, RangeError, RecipeError, SourceError
+from geodeploy.labels import IGNORED
 from geodeploy.train.data import (
-    IGNORED,
     NEITHER,
     TRAINING,
     VALIDATION,
@@ -74,7 +74,7 @@ def test_unknown_label_values_are_an_error_that_names_found_and_known(
 
     override = relabel(recipe_file, tmp_path, change)
     with (
-        pytest.raises(LabelError, match=r"values \[9, 11\]; .* \[0, 1, 2\] .* data\.ignore"),
+        pytest.raises(LabelError, match=r"values 9, 11, .*0 clear, 1 cloud, 2 cirrus.*`ignore`"),
         opened(recipe_file, override),
     ):
         pass

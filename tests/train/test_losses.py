@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from geodeploy.train.data import IGNORED
+from geodeploy.labels import IGNORED
 from geodeploy.train.losses import build_loss, class_weights, cross_entropy
 from geodeploy.train.recipe import Training
 
