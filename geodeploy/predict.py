@@ -39,7 +39,7 @@ from geodeploy.writer import MapWriter, check_output
 
 log = logging.getLogger(__name__)
 
-GDAL_CACHE_MIB = 64
+GDAL_CACHE_BYTES = 64 * 2**20
 """GDAL's default, a twentieth of the machine's memory, would be most of ours. Stripes are read block
 by block, so one block of every band would do; the rest serves the COG's overviews."""
 
@@ -120,10 +120,7 @@ def predict_scenes(
         check_output(place, [*scenes, path], overwrite=options.overwrite)
     if model is None:
         log.info("No model named: taking the one that comes with geodeploy (%s).", path.name)
-    with (
-        rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_MIB),
-        closing(open_session(path, device=options.device, threads=options.threads)) as session,
-    ):
+    with closing(open_session(path, device=options.device, threads=options.threads)) as session:
         if len(scenes) > 1:  # the last one's fault should not show after hours of work on the others
             for scene in scenes:
                 with _opened(scene, session.spec, options):
@@ -167,7 +164,8 @@ def map_scene(
     overlap = spec.overlap if options.overlap is None else options.overlap
     reading, running, blending, writing = Stopwatch(), Stopwatch(), Stopwatch(), Stopwatch()
     tiles_run = 0
-    with _opened(source, spec, options) as raster:
+    # rasterio counts the cache in bytes, whatever GDAL itself makes of small numbers.
+    with rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES), _opened(source, spec, options) as raster:
         notes = [*raster.notes, *_resolution_notes(raster, spec)]
         for note in notes:
             log.warning(note)

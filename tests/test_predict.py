@@ -17,6 +17,7 @@ from affine import Affine
 from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from rasterio._env import get_gdal_config
 from rasterio.crs import CRS
 from rasterio.windows import Window
 from rio_cogeo.cogeo import cog_validate
@@ -694,6 +695,19 @@ def test_memory_does_not_grow_with_the_height_of_the_scene(
         (tmp_path / "map.tif").unlink()
         scene.unlink()
     assert peaks[1] < 1.1 * peaks[0], f"{peaks} bytes"
+
+
+def test_gdal_keeps_64_mib_of_blocks_while_a_scene_is_mapped(
+    pointwise: Any, small_scene: Path, tmp_path: Path
+) -> None:
+    seen = []
+    predict(
+        small_scene,
+        pointwise.path,
+        tmp_path / "map.tif",
+        progress=lambda *_: seen.append(get_gdal_config("GDAL_CACHEMAX")),
+    )
+    assert set(seen) == {64 * 2**20}  # GDAL's answer, in bytes
 
 
 def test_it_runs_without_torch_and_without_what_only_training_needs(
