@@ -12,13 +12,14 @@ from rasterio.enums import Resampling
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
-from geodeploy.errors import LabelError, RecipeError
+from geodeploy.errors import LabelError
 from geodeploy.labels import IGNORED, class_positions, ignored_values
 from geodeploy.predict import PredictOptions, Progress, map_scene
-from geodeploy.raster import open_dataset
+from geodeploy.raster import open_dataset, reading
 from geodeploy.runtime import open_session
 from geodeploy.scores import Scores, confusion_matrix
 from geodeploy.spec import NODATA, ModelSpec
+from geodeploy.writer import check_output
 
 _ROWS = 512
 
@@ -47,8 +48,9 @@ def evaluate(
         GeodeployError: what `predict` raises.
     """
     image, labels = Path(image), Path(labels)
-    if picture is not None and not Path(picture).parent.is_dir():
-        raise RecipeError(f"The folder {Path(picture).parent} for --picture does not exist.")
+    if picture is not None:
+        sources = [image, labels, Path(model)]
+        check_output(Path(picture), sources, overwrite=True, flag="--picture")
     options = options or PredictOptions()
     with (
         tempfile.TemporaryDirectory(prefix="geodeploy-") as folder,
@@ -61,10 +63,10 @@ def evaluate(
                 "one band of whole numbers."
             )
         found = Path(folder) / "map.tif"
-        with _on_grid_of(image, label_file) as aligned:
+        with _on_grid_of(image, label_file, session.spec) as aligned:
             map_scene(image, session, found, options, progress)
             with rasterio.open(found) as mapped:
-                scores = _compare(mapped, aligned, session.spec, labels.name)
+                scores = _compare(mapped, aligned, session.spec, labels)
     if picture is not None:
         from geodeploy.pictures import draw_confusion
 
@@ -72,30 +74,30 @@ def evaluate(
     return scores
 
 
-def _compare(mapped: Any, labels: Any, spec: ModelSpec, source: str) -> Scores:
+def _compare(mapped: Any, labels: Any, spec: ModelSpec, source: Path) -> Scores:
     """One confusion matrix over all pixels, a band of rows at a time."""
     ignored_labels = ignored_values(spec.classes, spec.ignore, labels.nodata)
     counts = np.zeros((len(spec.classes),) * 2, np.int64)
     ignored = 0
     for row in range(0, mapped.height, _ROWS):
         window = Window(0, row, mapped.width, min(_ROWS, mapped.height - row))
-        truth = class_positions(
-            labels.read(1, window=window), spec.classes, ignored_labels, source=source
-        )
+        with reading(source, window):
+            values = labels.read(1, window=window)
+        truth = class_positions(values, spec.classes, ignored_labels, source=source.name)
         guess = class_positions(mapped.read(1, window=window), spec.classes, {NODATA}, source="the map")
         scored = (truth != IGNORED) & (guess != IGNORED)
         ignored += int(scored.size - scored.sum())
         counts += confusion_matrix(truth[scored], guess[scored], len(spec.classes))
     if not counts.any():
         raise LabelError(
-            f"{source} has no label where the scene has data: nothing can be scored. Do both show "
+            f"{source.name} has no label where the scene has data: nothing can be scored. Do both show "
             "the same place, with the right CRS?"
         )
     return Scores.from_confusion(counts, spec.classes, ignored=ignored)
 
 
 @contextmanager
-def _on_grid_of(image: Path, labels: Any) -> Iterator[Any]:
+def _on_grid_of(image: Path, labels: Any, spec: ModelSpec) -> Iterator[Any]:
     """``labels`` as they lie on the grid of ``image``."""
     with open_dataset(image) as scene:
         crs, transform, width, height = scene.crs, scene.transform, scene.width, scene.height
@@ -120,6 +122,8 @@ def _on_grid_of(image: Path, labels: Any) -> Iterator[Any]:
             f"{height} x {width}, and {'the scene has' if crs is None else 'the labels have'} no CRS "
             "to bring them together by. Give both a CRS, or labels of the scene's size."
         )
+    # A tag that is a listed class is no nodata, and must not fill what lies beyond the labels.
+    nodata = None if labels.nodata in spec.class_values else labels.nodata
     with WarpedVRT(
         labels,
         crs=crs,
@@ -127,7 +131,7 @@ def _on_grid_of(image: Path, labels: Any) -> Iterator[Any]:
         width=width,
         height=height,
         resampling=Resampling.nearest,
-        src_nodata=labels.nodata,
-        nodata=NODATA if labels.nodata is None else labels.nodata,
+        src_nodata=nodata,
+        nodata=NODATA if nodata is None else nodata,
     ) as warped:
         yield warped

@@ -67,8 +67,6 @@ class Raster:
     """(C, 1, 1): what stored values are multiplied with."""
     offsets: NDArray[np.float32]
     """(C, 1, 1): what is added then."""
-    band_bytes: int
-    """One row of all the file's bands: what GDAL may have to decode to give us ours."""
     notes: list[str]
     """What the user should know about how the file was read."""
     _local: threading.local = field(default_factory=threading.local)
@@ -92,15 +90,10 @@ class Raster:
         Raises:
             SourceError: the file breaks off or cannot be decoded there.
         """
-        try:
+        with reading(self.path, window):
             dataset = self._dataset()
             stored = self._stored(dataset, window)
             valid = self._valid(dataset, stored, window)
-        except RasterioError as error:
-            raise SourceError(
-                f"{self.path}: rows {window.row_off} to {window.row_off + window.height} cannot be "
-                f"read ({_reason(error)}). The file is damaged or truncated: fetch it again."
-            ) from error
         return Stripe(window.row_off, stored, valid)
 
     def read_pixels(self, window: Window) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
@@ -242,7 +235,6 @@ def _open(
             bands_masked=not all(dataset.mask_flag_enums[index] for index in chosen),
             scales=(file_scales * scale).astype(np.float32).reshape(shape),
             offsets=(file_offsets * scale + offset).astype(np.float32).reshape(shape),
-            band_bytes=dataset.width * sum(np.dtype(kind).itemsize for kind in dataset.dtypes),
             notes=notes,
         )
 
@@ -270,6 +262,18 @@ def open_dataset(path: Path) -> Iterator[Any]:
                 f"{(dataset.subdatasets or ['none found'])[0]}."
             )
         yield dataset
+
+
+@contextmanager
+def reading(path: Path, window: Window) -> Iterator[None]:
+    """Make what GDAL raises while ``window`` of ``path`` is read a SourceError."""
+    try:
+        yield
+    except RasterioError as error:
+        raise SourceError(
+            f"{path}: rows {window.row_off} to {window.row_off + window.height} cannot be "
+            f"read ({_reason(error)}). The file is damaged or truncated: fetch it again."
+        ) from error
 
 
 _OPENING = threading.Lock()

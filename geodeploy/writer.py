@@ -20,17 +20,23 @@ from rasterio.shutil import copy as rasterio_copy
 from rasterio.windows import Window
 
 from geodeploy.errors import OutputError
+from geodeploy.machine import usable_cores
 from geodeploy.spec import SegmentationClass
 
 BLOCK = 512
 
 
 def check_output(
-    output: Path, sources: Sequence[Path], *, overwrite: bool, make_folder: bool = False
+    output: Path,
+    sources: Sequence[Path],
+    *,
+    overwrite: bool,
+    make_folder: bool = False,
+    flag: str = "-o",
 ) -> None:
     """Refuse, before any work, an ``output`` that cannot or must not be written.
 
-    With ``make_folder`` its folder is made where it is missing.
+    With ``make_folder`` its folder is made where it is missing; ``flag`` is what the user gave it by.
 
     Raises:
         OutputError: its folder is missing or not writable, it exists, or it is one of ``sources``.
@@ -41,16 +47,36 @@ def check_output(
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"The folder {folder} cannot be made ({error.strerror}).") from error
-    if not folder.is_dir():
-        raise OutputError(f"The folder {folder} does not exist. Make it first: mkdir -p {folder}.")
+    _check_is_folder(folder)
     if any(output.exists() and source.exists() and output.samefile(source) for source in sources):
-        raise OutputError(f"{output} is the input itself. Choose another place with -o.")
+        raise OutputError(f"{output} is the input itself. Choose another place with {flag}.")
     if output.is_dir():
-        raise OutputError(f"{output} is a folder; a file name is needed, e.g. -o {output / 'map.tif'}.")
+        raise OutputError(f"{output} is a folder; a file name is needed, such as {output / 'NAME'}.")
     if output.exists() and not overwrite:
-        raise OutputError(f"{output} exists. Choose another place with -o, or add --overwrite.")
+        raise OutputError(f"{output} exists. Choose another place with {flag}, or add --overwrite.")
+    _check_is_writable(folder, flag)
+
+
+def check_new_folder(output: Path) -> None:
+    """Refuse a place where a new folder cannot be made.
+
+    Raises:
+        OutputError: something is there already, or the folder around it is missing or not writable.
+    """
+    if output.exists() or output.is_symlink():
+        raise OutputError(f"{output} exists already. Choose another place with -o, or remove it.")
+    _check_is_folder(output.parent)
+    _check_is_writable(output.parent, "-o")
+
+
+def _check_is_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise OutputError(f"The folder {folder} does not exist. Make it first: mkdir -p {folder}")
+
+
+def _check_is_writable(folder: Path, flag: str) -> None:
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError(f"The folder {folder} cannot be written. Choose another place with -o.")
+        raise OutputError(f"The folder {folder} cannot be written. Choose another place with {flag}.")
 
 
 class MapWriter:
@@ -172,7 +198,7 @@ class MapWriter:
                     overview_resampling="mode",
                     statistics="yes",
                     bigtiff="if_safer",
-                    num_threads="all_cpus",
+                    num_threads=str(usable_cores()),
                 )
         except RasterioError as error:
             raise self._failed(error) from error

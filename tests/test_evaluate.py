@@ -11,7 +11,7 @@ from affine import Affine
 from rasterio.enums import Resampling
 from rasterio.warp import reproject
 
-from geodeploy.errors import LabelError
+from geodeploy.errors import LabelError, OutputError, SourceError
 from geodeploy.evaluate import evaluate
 from geodeploy.predict import predict
 
@@ -169,3 +169,32 @@ def test_labels_of_many_bands_or_fractions_are_refused(
     path = make_raster(tmp_path / "float.tif", np.zeros((1, 20, 20), np.float32), names=[None])
     with pytest.raises(LabelError, match="whole numbers"):
         evaluate(pointwise.path, real_scene, path)
+
+
+def test_a_class_that_the_file_calls_nodata_ends_where_the_labels_end(
+    tmp_path: Path, pointwise: object, real_scene: Path, scored: tuple[np.ndarray, Affine]
+) -> None:
+    values, transform = scored
+    corner = np.full((50, 40), 3, np.uint8)
+    path = write_labels(tmp_path / "corner.tif", corner, transform=transform, nodata=3)
+    assert evaluate(pointwise.path, real_scene, path).ignored == values.size - 50 * 40
+
+
+def test_labels_that_break_off_are_told(
+    tmp_path: Path, pointwise: object, real_scene: Path, scored: tuple[np.ndarray, Affine]
+) -> None:
+    values, transform = scored
+    noise = np.random.default_rng(0).choice([0, 1, 3], values.shape).astype(np.uint8)
+    path = write_labels(tmp_path / "whole.tif", noise, transform=transform)
+    rasterio.shutil.copy(path, tmp_path / "cut.tif", driver="COG", blocksize=128)
+    with (tmp_path / "cut.tif").open("r+b") as file:
+        file.truncate(file.seek(0, 2) * 2 // 3)
+    with pytest.raises(SourceError, match=r"cut\.tif: rows .* cannot be read .*truncated"):
+        evaluate(pointwise.path, real_scene, tmp_path / "cut.tif")
+
+
+def test_a_picture_in_the_place_of_an_input_is_refused(
+    tmp_path: Path, pointwise: object, real_scene: Path
+) -> None:
+    with pytest.raises(OutputError, match=r"is the input itself.*--picture"):
+        evaluate(pointwise.path, real_scene, real_scene, picture=real_scene)

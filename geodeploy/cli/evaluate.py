@@ -25,7 +25,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,
 ) -> None:
     """Score a model against labels: the map that predict makes, one matrix over all pixels."""
-    from geodeploy.cli.options import print_json, split_names, with_defaults
+    from geodeploy.cli.options import print_json, progress_bar, split_names, with_defaults
     from geodeploy.evaluate import evaluate as run
     from geodeploy.predict import PredictOptions
 
@@ -36,7 +36,8 @@ def evaluate(
         offset=offset,
         overlap=overlap,
     )
-    scores = run(model, image, labels, options=options, picture=picture)
+    with progress_bar() as progress:
+        scores = run(model, image, labels, options=options, picture=picture, progress=progress)
     if as_json:
         print_json([scores])
     else:

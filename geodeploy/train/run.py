@@ -28,6 +28,7 @@ from geodeploy.train.methods import PATCHES
 from geodeploy.train.model import TunedModel, build_decoder, decoded_blocks
 from geodeploy.train.recipe import Recipe, load_recipe, recipe_text
 from geodeploy.train.weights import file_sha256
+from geodeploy.writer import check_new_folder
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 HEAD, BACKBONE = "head.safetensors", "backbone.safetensors"
@@ -62,21 +63,6 @@ class Run:
     """Of the files that hold the tuned weights."""
 
 
-def check_new_run(output: Path) -> None:
-    """Refuse a place where a RUN cannot be made.
-
-    Raises:
-        OutputError: something is there already, or the folder around it is missing or not writable.
-    """
-    if output.exists() or output.is_symlink():
-        raise OutputError(f"{output} exists already. Name another RUN with -o, or remove it.")
-    folder = output.absolute().parent
-    if not folder.is_dir():
-        raise OutputError(f"The folder {folder} does not exist. Make it first: mkdir -p {folder}")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError(f"The folder {folder} cannot be written. Name another RUN with -o.")
-
-
 @contextmanager
 def new_run(output: Path) -> Iterator[Path]:
     """A folder to fill, which becomes ``output`` at the end, or vanishes if anything goes wrong."""
@@ -85,7 +71,7 @@ def new_run(output: Path) -> Iterator[Path]:
         beside.mkdir()
         yield beside
         _share_alike(beside)
-        check_new_run(output)  # it may have come up while we trained
+        check_new_folder(output)  # it may have come up while we trained
         beside.rename(output)
     except OSError as error:
         if isinstance(error, OutputError):

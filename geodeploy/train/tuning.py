@@ -27,12 +27,12 @@ from geodeploy.train.pictures import draw_curves, draw_predictions
 from geodeploy.train.recipe import Recipe, Statistics, load_recipe
 from geodeploy.train.run import (
     SPEC,
-    check_new_run,
     new_run,
     save_recipe,
     save_tiles,
     save_weights,
 )
+from geodeploy.writer import check_new_folder
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def tune(
     """Train what the recipe says and write the RUN folder ``output``. See `geodeploy.train.train`."""
     recipe = load_recipe(recipe_file, overrides)
     output = output or _default_run(recipe)
-    check_new_run(output)
+    check_new_folder(output)
     torch.manual_seed(recipe.seed)
     with open_scenes(recipe) as scenes:
         statistics = recipe.data.statistics or compute_statistics(scenes, len(recipe.data.bands))
