@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import closing
 from importlib.resources import files
 from pathlib import Path
 
@@ -23,8 +24,8 @@ def demo(output: Path) -> str:
     check_output(output / "map.tif", [], overwrite=True, make_folder=True)
     mapped, picture, facts = output / "map.tif", output / "picture.png", output / "report.json"
     report = predict(SCENE, output=mapped, options=PredictOptions(overwrite=True))
-    session = open_session(default_model(), device="cpu")
-    draw_map(SCENE, mapped, session.spec.classes, picture)
+    with closing(open_session(default_model(), device="cpu")) as session:
+        draw_map(SCENE, mapped, session.spec.classes, picture)
     facts.write_text(json.dumps(report.model_dump(mode="json"), indent=1) + "\n")
     return "\n".join(
         [

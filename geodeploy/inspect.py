@@ -1,6 +1,6 @@
 """Say what a model, a RUN or a map is."""
 
-import hashlib
+from contextlib import closing
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -97,14 +97,14 @@ def inspect(path: Path | str) -> ModelInspection | MapInspection:
     if path.suffix.lower() == ".onnx":
         from geodeploy.runtime import open_session
 
-        session = open_session(path, device="cpu")
-        return ModelInspection(
-            kind="model",
-            path=path,
-            bytes=path.stat().st_size,
-            sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
-            spec=session.spec,
-        )
+        with closing(open_session(path, device="cpu")) as session:
+            return ModelInspection(
+                kind="model",
+                path=path,
+                bytes=path.stat().st_size,
+                sha256=session.sha256,
+                spec=session.spec,
+            )
     with open_dataset(path) as dataset:
         tags = {
             name.removeprefix(_PREFIX): value
