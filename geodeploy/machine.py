@@ -4,6 +4,7 @@ import os
 import resource
 import sys
 import time
+from pathlib import Path
 
 
 def usable_cores() -> int:
@@ -14,7 +15,13 @@ def usable_cores() -> int:
 
 
 def peak_memory_bytes() -> int:
-    """The most resident memory that this process has held."""
+    """The most resident memory that this program has held."""
+    # Linux counts what the parent process held before this program began into ru_maxrss, not here.
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, KiB on Linux
 

@@ -5,7 +5,7 @@ Memory does not depend on the scene's height. Beyond the model's own session it 
     stripes   (tile + 4 x 256) rows x width x bands x bytes a stored value, and a byte for validity
     seams     classes x overlap x width x 4
     batches   batch x tile² x (bands + 3 x classes) x 4
-    GDAL      its block cache, 64 MiB, and 512 rows of the map
+    GDAL      its block cache, 16 MiB, and 512 rows of the map
 """
 
 import logging
@@ -39,9 +39,9 @@ from geodeploy.writer import MapWriter, check_output
 
 log = logging.getLogger(__name__)
 
-GDAL_CACHE_BYTES = 64 * 2**20
+GDAL_CACHE_BYTES = 16 * 2**20
 """GDAL's default, a twentieth of the machine's memory, would be most of ours. Stripes are read block
-by block, so one block of every band would do; the rest serves the COG's overviews."""
+by block, so one block of every band would do; the rest serves the COG's overviews, at any width."""
 
 Progress = Callable[[int, int], None]
 """Called with the rows written so far and all rows."""
