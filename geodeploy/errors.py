@@ -66,3 +66,9 @@ def missing_extra(extra: str, package: str) -> MissingExtraError:
         f"This needs the package {package}, which is not installed: "
         f"pip install 'geodeploy-eo[{extra}]'."
     )
+
+
+def first_line(error: BaseException) -> str:
+    """The beginning of what another library says, fit for one line of a terminal."""
+    line = (str(error).strip() or repr(error)).splitlines()[0][:200]
+    return "".join(letter if letter.isprintable() else "?" for letter in line)

@@ -45,7 +45,8 @@ def class_positions(
         raise LabelError(
             f"{source} holds the value{'s' if len(unknown) > 1 else ''} {_several(unknown)}, which "
             f"{'are' if len(unknown) > 1 else 'is'} none of the classes ({listed}). Add "
-            f"{'them' if len(unknown) > 1 else 'it'} to the recipe's classes or to its `ignore`."
+            f"{'them' if len(unknown) > 1 else 'it'} to the recipe's classes or to its `ignore`, or "
+            "write 255 in the labels there."
         )
     lookup = np.array([known.get(int(value), IGNORED) for value in values], np.uint8)
     return lookup[where].reshape(labels.shape)

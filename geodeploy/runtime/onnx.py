@@ -1,14 +1,13 @@
 """Run an ONNX file with ONNX Runtime, on the CPU or an NVIDIA GPU."""
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from geodeploy.errors import DeviceError, ModelError, SpecError, missing_extra
+from geodeploy.errors import DeviceError, ModelError, SpecError, first_line, missing_extra
 from geodeploy.machine import usable_cores
 from geodeploy.runtime import Device
 from geodeploy.spec import METADATA_KEY, ModelSpec
@@ -36,7 +35,7 @@ class OnnxSession:
         except Exception as error:  # ONNX Runtime's errors share no base but Exception
             raise ModelError(
                 f"{model} is not an ONNX model that ONNX Runtime {ort.__version__} can load "
-                f"({_first_line(error)}). Export it again, or check that the file is whole."
+                f"({first_line(error)}). Export it again, or check that the file is whole."
             ) from error
         # ONNX Runtime falls back to the CPU in silence: what was asked for must be what runs.
         self.device = "cuda" if session.get_providers()[0] == _PROVIDERS["cuda"] else "cpu"
@@ -138,7 +137,3 @@ def _check_signature(session: Any, spec: ModelSpec, model: Path) -> tuple[str, s
 
 def _per_band(values: list[float]) -> NDArray[np.float32]:
     return np.array(values, np.float32).reshape(-1, 1, 1)
-
-
-def _first_line(error: Exception) -> str:
-    return json.dumps(str(error).strip().splitlines()[0][:200])[1:-1]

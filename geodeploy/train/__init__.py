@@ -16,8 +16,8 @@ _NEEDED = (
 
 
 def train(
-    recipe: Path,
-    output: Path | None = None,
+    recipe: Path | str,
+    output: Path | str | None = None,
     *,
     overrides: Sequence[str] = (),
     progress: bool = False,
@@ -37,7 +37,8 @@ def train(
     require_packages()
     from geodeploy.train.tuning import tune
 
-    return tune(recipe, output, overrides=overrides, progress=progress)
+    run = None if output is None else Path(output)
+    return tune(Path(recipe), run, overrides=overrides, progress=progress)
 
 
 def require_packages() -> None:

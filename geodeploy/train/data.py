@@ -19,7 +19,7 @@ from rasterio.windows import Window
 
 from geodeploy.errors import LabelError, RecipeError
 from geodeploy.labels import IGNORED, class_positions, ignored_values
-from geodeploy.raster import Raster, check_range, open_dataset, open_raster
+from geodeploy.raster import Raster, check_range, open_dataset, open_raster, reading
 from geodeploy.spec import Band
 from geodeploy.tiles import Tile, TileGrid
 from geodeploy.train.recipe import Blocks, Recipe, Scene, Statistics
@@ -112,14 +112,21 @@ def read_codes(path: Path, raster: Raster, recipe: Recipe) -> NDArray[np.uint8]:
     Raises:
         LabelError: they do not lie on ``raster``, or hold values the recipe does not know.
     """
+    codes = np.empty((raster.height, raster.width), np.uint8)
     with open_dataset(path) as dataset:
         _check_grid(path, dataset, raster)
-        values = dataset.read(1)
-        nodata = dataset.nodata
-    if not np.issubdtype(values.dtype, np.integer):
-        raise LabelError(f"{path.name} holds {values.dtype} numbers; labels are whole numbers.")
-    ignored = ignored_values(recipe.classes, recipe.data.ignore, nodata)
-    return class_positions(values, recipe.classes, ignored, source=path.name)
+        if np.dtype(dataset.dtypes[0]).kind not in "iu":
+            raise LabelError(
+                f"{path.name} holds {dataset.dtypes[0]} numbers; labels are whole numbers."
+            )
+        ignored = ignored_values(recipe.classes, recipe.data.ignore, dataset.nodata)
+        for window in raster.stripes():  # what is done to a pixel takes far more than its byte
+            with reading(path, window):
+                values = dataset.read(1, window=window)
+            codes[window.toslices()] = class_positions(
+                values, recipe.classes, ignored, source=path.name
+            )
+    return codes
 
 
 def split(codes: NDArray[np.uint8], scene: Scene, blocks: Blocks, classes: int) -> NDArray[np.uint8]:
@@ -192,7 +199,7 @@ def read_tile(
     codes = np.where(valid, scene.codes_of(place.window, part), np.uint8(IGNORED))
     short = [(0, tile - size) for size in codes.shape]
     if any(pair != (0, 0) for pair in short):
-        pixels = np.pad(pixels, [(0, 0), *short], mode="symmetric")
+        pixels = np.pad(pixels, [(0, 0), *short], mode="reflect")
         codes = np.pad(codes, short, constant_values=IGNORED)
     return LabelledTile(np.ascontiguousarray(pixels), codes, place)
 
@@ -293,12 +300,13 @@ def _draw_blocks(counts: NDArray[np.int64], blocks: Blocks) -> NDArray[np.int64]
     """
     rng = np.random.default_rng(blocks.seed)
     labelled = np.flatnonzero(counts.sum(axis=1))
+    counts = counts[:, counts.any(axis=0)]  # a class that the scene lacks tells no draw from another
     number = min(max(1, round(blocks.fraction * len(labelled))), max(len(labelled) - 1, 1))
-    totals = np.maximum(counts.sum(axis=0), 1)
+    totals = counts.sum(axis=0)
     draws = [rng.permutation(labelled)[:number] for _ in range(64)]
 
     def unevenness(draw: NDArray[np.int64]) -> float:
-        return float(np.abs(counts[draw].sum(axis=0) / totals - blocks.fraction).max())
+        return float(np.abs(counts[draw].sum(axis=0) / totals - blocks.fraction).max(initial=0))
 
     return min(draws, key=unevenness)
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from geodeploy.errors import ModelError, OutputError
+from geodeploy.errors import ModelError, OutputError, first_line
 from geodeploy.labels import IGNORED
 from geodeploy.spec import NODATA, ModelSpec
 from geodeploy.train.backbone import build_backbone
@@ -225,7 +225,7 @@ def _read_adapter(path: Path, vit: VisionTransformer) -> nn.Module:
         found = set(load_file(path / ADAPTER))
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(
-            f"{path}: peft cannot load the adapter ({_first_line(error)}). Train again, or restore "
+            f"{path}: peft cannot load the adapter ({first_line(error)}). Train again, or restore "
             f"{ADAPTER} and {ADAPTER_CONFIG}."
         ) from error
     needed = set(peft.get_peft_model_state_dict(wrapped, save_embedding_layers=False))
@@ -240,7 +240,7 @@ def _load(module: nn.Module, file: Path, needed: set[str]) -> None:
         tensors = load_file(file)
     except (OSError, SafetensorError) as error:
         raise ModelError(
-            f"{file} cannot be read ({_first_line(error)}). Train again, or restore it."
+            f"{file} cannot be read ({first_line(error)}). Train again, or restore it."
         ) from error
     if set(tensors) != needed:
         raise _other_tensors(file, set(tensors), needed)
@@ -248,7 +248,7 @@ def _load(module: nn.Module, file: Path, needed: set[str]) -> None:
         module.load_state_dict(tensors, strict=False)
     except RuntimeError as error:  # of other shapes
         raise ModelError(
-            f"{file} does not fit the recipe beside it ({_first_line(error)}). Restore both."
+            f"{file} does not fit the recipe beside it ({first_line(error)}). Restore both."
         ) from error
 
 
@@ -266,7 +266,7 @@ def _read_tiles(file: Path, spec: ModelSpec) -> RealTiles:
             pixels, labels = arrays["pixels"], arrays["labels"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ModelError(
-            f"{file} cannot be read ({_first_line(error)}). Train again, or restore it."
+            f"{file} cannot be read ({first_line(error)}). Train again, or restore it."
         ) from error
     side = spec.tile
     if pixels.shape[1:] != (len(spec.bands), side, side) or labels.shape != (
@@ -297,7 +297,3 @@ def _sha256_of(files: Sequence[Path]) -> str:
     for file in files:
         digest.update(f"{file.name} {file_sha256(file)}\n".encode())
     return digest.hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or repr(error)).splitlines()[0][:200]

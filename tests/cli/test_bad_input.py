@@ -32,7 +32,9 @@ def geodeploy(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Iterator[Callable[..., Outcome]]:
     """The command line, run in a folder; in this process, for the second that each new one takes."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {
+        number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
     logger = logging.getLogger("geodeploy")
     level = logger.level
 

@@ -148,6 +148,14 @@ def test_every_class_is_in_the_validation_blocks_if_some_draw_allows_it() -> Non
     assert set(np.unique(codes[part == TRAINING])) == {0, 1}
 
 
+def test_a_class_that_the_scene_lacks_does_not_blur_the_draw_of_blocks() -> None:
+    codes = np.zeros((40, 4), np.uint8)
+    codes[0:8:2] = 1  # in two of ten blocks; no pixel is of the third class
+    scene = Scene(image=Path("image.tif"), labels=Path("labels.tif"))
+    part = split(codes, scene, Blocks(size=4, gap=0, fraction=0.5), 3)
+    assert [((part == VALIDATION) & (codes == k)).sum() for k in (0, 1)] == [72, 8]
+
+
 def test_a_scene_of_one_block_cannot_be_cut(recipe_file: Path) -> None:
     with (
         pytest.raises(RecipeError, match=r"data\.blocks\.size"),
@@ -178,7 +186,7 @@ def test_a_tile_over_the_edge_is_mirrored_and_its_outside_ignored(recipe_file: P
     with open_scenes(recipe) as scenes:
         (tile,) = sample_tiles(scenes, recipe, MEAN, 16)
     assert tile.pixels.shape == (6, 160, 160)
-    np.testing.assert_array_equal(tile.pixels[:, 117:, :], tile.pixels[:, 116:73:-1, :])
+    np.testing.assert_array_equal(tile.pixels[:, 117:, :], tile.pixels[:, 115:72:-1, :])
     assert (tile.codes[117:] == IGNORED).all()
     assert (tile.codes[:, 131:] == IGNORED).all()
 
