@@ -3,10 +3,12 @@
 import platform
 import shutil
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 
 from pydantic import BaseModel, ConfigDict
 
 from geodeploy.machine import usable_cores
+from geodeploy.train import NEEDED as TRAIN_NEEDS
 
 _PACKAGES = (
     "geodeploy-eo", "numpy", "rasterio", "pydantic", "onnxruntime", "onnxruntime-gpu", "torch", "timm",
@@ -73,10 +75,9 @@ def examine() -> Diagnosis:
     gpu = "an NVIDIA driver is there" if shutil.which("nvidia-smi") else "no NVIDIA driver found"
     if shutil.which("nvidia-smi") and not has_gpu:
         notes.append("A GPU may be there, but not onnxruntime-gpu: pip install 'geodeploy-eo[gpu]'.")
-    wanted = ("torch", "timm", "peft", "segmentation-models-pytorch")
-    missing = [name for name in wanted if not packages[name]]
-    if missing and len(missing) < len(wanted):
-        broken.append(f"train lacks {', '.join(missing)}: pip install 'geodeploy-eo[train]'.")
+    missing = [name for name in TRAIN_NEEDS if find_spec(name) is None]
+    if missing and len(missing) < len(TRAIN_NEEDS):
+        notes.append(f"train lacks {', '.join(missing)}: pip install 'geodeploy-eo[train]'.")
     return Diagnosis(
         python=platform.python_version(),
         platform=platform.platform(),

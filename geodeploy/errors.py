@@ -3,6 +3,9 @@
 Each message says what was found, what is needed and what to do.
 """
 
+from collections.abc import Sequence
+from importlib.util import find_spec
+
 
 class GeodeployError(Exception):
     """The root. The command line prints its message on stderr and exits 1."""
@@ -72,3 +75,14 @@ def first_line(error: BaseException) -> str:
     """The beginning of what another library says, fit for one line of a terminal."""
     line = (str(error).strip() or repr(error)).splitlines()[0][:200]
     return "".join(letter if letter.isprintable() else "?" for letter in line)
+
+
+def require(extra: str, packages: Sequence[str]) -> None:
+    """Refuse to go on without the ``packages`` of an ``extra``; nothing is imported.
+
+    Raises:
+        MissingExtraError: names the first that is absent.
+    """
+    for package in packages:
+        if find_spec(package) is None:
+            raise missing_extra(extra, package.replace("_", "-"))

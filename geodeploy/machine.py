@@ -3,8 +3,14 @@
 import os
 import resource
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
+
+Argument = TypeVar("Argument")
+Result = TypeVar("Result")
 
 
 def usable_cores() -> int:
@@ -31,9 +37,23 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.seconds = 0.0
+        self._lock = threading.Lock()
 
     def __enter__(self) -> None:
         self._start = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:
         self.seconds += time.perf_counter() - self._start
+
+    def timed(self, function: Callable[[Argument], Result]) -> Callable[[Argument], Result]:
+        """``function``, its seconds counted here, from whatever threads call it."""
+
+        def counted(argument: Argument) -> Result:
+            begun = time.perf_counter()
+            try:
+                return function(argument)
+            finally:
+                with self._lock:
+                    self.seconds += time.perf_counter() - begun
+
+        return counted

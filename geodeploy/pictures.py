@@ -16,6 +16,9 @@ from geodeploy.spec import NODATA, SegmentationClass
 _SIDE = 1000
 """Pixels along the longer side of a drawn scene; the raster is read decimated to it."""
 
+NO_CLASS_COLOR = "#ebebeb"
+"""For pixels without data or label. Not white: that is what clouds are."""
+
 
 def true_colour(
     pixels: NDArray[np.floating], band_names: Sequence[str | None], valid: NDArray[np.bool_]
@@ -30,6 +33,7 @@ def true_colour(
     else:
         shown = pixels[[0, 1, 2] if len(pixels) >= 3 else [0, 0, 0]]
     image = shown.transpose(1, 2, 0).astype(np.float32)
+    valid = valid & np.isfinite(image).all(axis=2)
     if valid.any():
         # One stretch for all three, so that grey clouds stay grey.
         low, high = np.percentile(image[valid], [1, 99])
@@ -38,8 +42,8 @@ def true_colour(
 
 
 def coloured(values: NDArray[np.uint8], classes: Sequence[SegmentationClass]) -> NDArray[np.uint8]:
-    """Red, green and blue (H, W, 3) of class ``values`` (H, W); what is no class is white."""
-    table = np.full((256, 3), 255, np.uint8)
+    """Red, green and blue (H, W, 3) of class ``values`` (H, W); what is no class is light grey."""
+    table = np.full((256, 3), tuple(bytes.fromhex(NO_CLASS_COLOR[1:])), np.uint8)
     for item in classes:
         table[item.value] = item.rgb
     return table[values]
@@ -63,9 +67,8 @@ def draw_map(scene: Path, mapped: Path, classes: Sequence[SegmentationClass], ou
     for axis in axes:
         axis.set_axis_off()
     data = max(int((values != NODATA).sum()), 1)
-    add_legend(
-        figure, classes, [f"{item.name}  {(values == item.value).sum() / data:.1%}" for item in classes]
-    )
+    shares = [f"{item.name}  {(values == item.value).sum() / data:.1%}" for item in classes]
+    add_legend(figure, classes, shares, other="no data" if (values == NODATA).any() else None)
     _save(figure, output)
 
 
@@ -90,17 +93,23 @@ def draw_confusion(scores: Scores, output: Path) -> None:
     _save(figure, output)
 
 
-def add_legend(figure: Any, classes: Sequence[SegmentationClass], names: Sequence[str]) -> None:
-    """A legend of colours and ``names`` below the pictures."""
+def add_legend(
+    figure: Any,
+    classes: Sequence[SegmentationClass],
+    names: Sequence[str],
+    *,
+    other: str | None = None,
+) -> None:
+    """A legend of colours and ``names`` below the pictures; ``other`` names what is no class."""
     from matplotlib.patches import Patch
 
+    entries = [(item.color, name) for item, name in zip(classes, names, strict=True)]
+    if other is not None:
+        entries.append((NO_CLASS_COLOR, other))
     figure.legend(
-        handles=[
-            Patch(facecolor=item.color, edgecolor="grey", label=name)
-            for item, name in zip(classes, names, strict=True)
-        ],
+        handles=[Patch(facecolor=color, edgecolor="grey", label=name) for color, name in entries],
         loc="outside lower center",
-        ncols=min(len(classes), 5),
+        ncols=min(len(entries), 5),
         frameon=False,
     )
 

@@ -2,7 +2,8 @@
 
 Memory does not depend on the scene's height. Beyond the model's own session it is about
 
-    stripes   (tile + 4 x 256) rows x width x bands x bytes a stored value, and a byte for validity
+    stripes   (tile + 4 x 256) rows x width x bands x bytes a stored value, and a byte for validity;
+              four of the file's own blocks where those are taller than 256 rows
     seams     classes x overlap x width x 4
     batches   batch x tile² x (bands + 3 x classes) x 4
     GDAL      its block cache, 16 MiB, and 512 rows of the map
@@ -11,12 +12,10 @@ Memory does not depend on the scene's height. Beyond the model's own session it 
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,9 +23,9 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, PositiveInt
-from rasterio.windows import Window
 
 from geodeploy import __version__
+from geodeploy.ahead import read_ahead
 from geodeploy.blend import Blend, Mosaic, check_finite, softmax
 from geodeploy.errors import OutputError
 from geodeploy.machine import Stopwatch, peak_memory_bytes
@@ -186,7 +185,7 @@ def map_scene(
             ) as writer,
             closing(
                 read_ahead(
-                    raster.read, raster.stripes(), workers=options.readers, ahead=2, watch=reading
+                    reading.timed(raster.read), raster.stripes(), workers=options.readers, ahead=2
                 )
             ) as stripes,
         ):
@@ -266,38 +265,6 @@ def _opened(source: Path, spec: ModelSpec, options: PredictOptions) -> Iterator[
     ) as raster:
         check_range(raster, spec.bands)
         yield raster
-
-
-def read_ahead(
-    read: Callable[[Window], Stripe],
-    windows: Iterable[Window],
-    *,
-    workers: int,
-    ahead: int,
-    watch: Stopwatch,
-) -> Generator[Stripe, None, None]:
-    """Yield what ``windows`` hold, in order, reading up to ``ahead`` more in ``workers`` threads.
-
-    Closing the generator joins the threads: only then may their dataset handles be closed.
-    """
-
-    def timed(window: Window) -> tuple[Stripe, float]:
-        begun = time.perf_counter()
-        return read(window), time.perf_counter() - begun
-
-    with ThreadPoolExecutor(workers, thread_name_prefix="read") as pool:
-        todo = iter(windows)
-        pending = deque(pool.submit(timed, window) for window in islice(todo, ahead))
-        try:
-            while pending:
-                stripe, seconds = pending.popleft().result()  # raises what the reader raised
-                watch.seconds += seconds
-                pending.extend(pool.submit(timed, window) for window in islice(todo, 1))
-                yield stripe
-                del stripe  # or it would be held until the next one is asked for
-        finally:
-            for future in pending:
-                future.cancel()
 
 
 CutTile = tuple[Tile, NDArray[Any], NDArray[np.bool_]]

@@ -67,6 +67,8 @@ class Raster:
     """(C, 1, 1): what stored values are multiplied with."""
     offsets: NDArray[np.float32]
     """(C, 1, 1): what is added then."""
+    is_bare: bool
+    """Whether neither the file nor the user gives a scale or an offset."""
     notes: list[str]
     """What the user should know about how the file was read."""
     _local: threading.local = field(default_factory=threading.local)
@@ -235,6 +237,7 @@ def _open(
             bands_masked=not all(dataset.mask_flag_enums[index] for index in chosen),
             scales=(file_scales * scale).astype(np.float32).reshape(shape),
             offsets=(file_offsets * scale + offset).astype(np.float32).reshape(shape),
+            is_bare=(scale, offset) == (1, 0) and {*file_scales, *file_offsets} <= {0, 1},
             notes=notes,
         )
 
@@ -320,8 +323,8 @@ def check_range(raster: Raster, bands: Sequence[Band]) -> None:
     seen = np.percentile(sample[worst], [2, 98])
     advice = "Say how to turn the file's values into the model's units with --scale and --offset."
     means = np.array([band.mean for band in bands])
-    # A scale read from the file's tags is not doubted here: the guess is for files without one.
-    for scale, offset, kind in _GUESSES:
+    # A scale in the file's own tags or from the user is not doubted: guesses are for bare numbers.
+    for scale, offset, kind in _GUESSES if raster.is_bare else ():
         if (scale == _EIGHT_BITS) != (raster.dtype.itemsize == 1):
             continue
         scaled = sample * scale + offset

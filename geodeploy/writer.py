@@ -60,13 +60,17 @@ def check_output(
 def check_new_folder(output: Path) -> None:
     """Refuse a place where a new folder cannot be made.
 
+    The folder around it may be missing too, as ``runs`` is before the first RUN; the one above may not.
+
     Raises:
-        OutputError: something is there already, or the folder around it is missing or not writable.
+        OutputError: something is there already, or it cannot be made there.
     """
     if output.exists() or output.is_symlink():
         raise OutputError(f"{output} exists already. Choose another place with -o, or remove it.")
-    _check_is_folder(output.parent)
-    _check_is_writable(output.parent, "-o")
+    folder = output.absolute().parent
+    folder = folder if folder.exists() else folder.parent
+    _check_is_folder(folder)
+    _check_is_writable(folder, "-o")
 
 
 def _check_is_folder(folder: Path) -> None:

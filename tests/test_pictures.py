@@ -16,9 +16,9 @@ CLASSES = (
 )
 
 
-def test_classes_have_their_colours_and_what_is_none_is_white() -> None:
+def test_classes_have_their_colours_and_what_is_none_is_grey() -> None:
     found = coloured(np.array([[1, 7, 255]], np.uint8), CLASSES)
-    assert found.tolist() == [[[0, 0, 255], [0, 255, 0], [255, 255, 255]]]
+    assert found.tolist() == [[[0, 0, 255], [0, 255, 0], [235, 235, 235]]]
 
 
 def test_true_colour_takes_its_bands_by_name_and_one_stretch_for_all() -> None:

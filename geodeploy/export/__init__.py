@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from geodeploy.errors import missing_extra
+from geodeploy.errors import require
 
 if TYPE_CHECKING:
     from geodeploy.export.parity import ParityReport
@@ -16,7 +16,8 @@ def export(
 ) -> "ParityReport":
     """Write the model of ``run`` as one ONNX file with its description inside, if it does the same.
 
-    Beside it goes ``<name>.parity.json``. Outside the tolerances no model is written, only that report.
+    Beside it goes ``<name>.parity.json``. Outside the tolerances no model is written, only that report,
+    as ``<name>.refused.json``.
 
     Args:
         run: A folder that `geodeploy.train` made.
@@ -49,8 +50,4 @@ def verify(run: Path | str, model: Path | str) -> "ParityReport":
 
 
 def _needs_the_extra() -> None:
-    for package in ("torch", "timm", "peft", "onnx", "onnxscript"):
-        try:
-            __import__(package)
-        except ImportError as error:
-            raise missing_extra("export", package) from error
+    require("export", ("torch", "timm", "peft", "onnx", "onnxscript"))

@@ -26,7 +26,6 @@ OPSET = 20
 def export_run(run: Path, output: Path, *, overwrite: bool) -> ParityReport:
     """See `geodeploy.export.export`."""
     check_output(output, [], overwrite=overwrite)
-    report_path = output.with_suffix(".parity.json")
     tuned = load_run(run)
     pixels, labels = tuned.tiles.pixels, tuned.tiles.labels
     merged, merged_diff = merge_checked(tuned.model, tuned.spec, pixels, labels)
@@ -42,14 +41,16 @@ def export_run(run: Path, output: Path, *, overwrite: bool) -> ParityReport:
         )
         (folder / "parity.json").write_text(report.to_json())
         if report.problem:
-            (folder / "parity.json").replace(report_path)
+            # Under a name of its own: an older model may be there, whose report must stay beside it.
+            refusal = output.with_suffix(".refused.json")
+            (folder / "parity.json").replace(refusal)
             raise ParityError(
                 f"The exported model differs from the tuned one: {report.problem}. It was not written; "
-                f"{report_path} says more."
+                f"{refusal} says more."
             )
         parity = Parity(argmax_agreement=report.exported.argmax_agreement, report_sha256=report.sha256)
         describe(draft, tuned.spec.model_copy(update={"parity": parity}))
-        (folder / "parity.json").replace(report_path)
+        (folder / "parity.json").replace(output.with_suffix(".parity.json"))
         draft.replace(output)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

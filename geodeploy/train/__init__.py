@@ -1,16 +1,15 @@
 """Tune a backbone on labelled scenes: a recipe in, a RUN folder out. Needs the extra ``train``."""
 
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from geodeploy.errors import missing_extra
+from geodeploy.errors import require
 
 if TYPE_CHECKING:
     from geodeploy.train.tuning import TrainReport
 
-_NEEDED = (
+NEEDED = (
     "torch", "timm", "peft", "accelerate", "safetensors", "segmentation_models_pytorch", "tqdm",
 )  # fmt: skip
 
@@ -47,6 +46,4 @@ def require_packages() -> None:
     Raises:
         MissingExtraError: names the first that is absent.
     """
-    for package in _NEEDED:
-        if importlib.util.find_spec(package) is None:
-            raise missing_extra("train", package.replace("_", "-"))
+    require("train", NEEDED)

@@ -68,6 +68,7 @@ def new_run(output: Path) -> Iterator[Path]:
     """A folder to fill, which becomes ``output`` at the end, or vanishes if anything goes wrong."""
     beside = output.absolute().with_name(f".{output.name}.{os.getpid()}.part")
     try:
+        beside.parent.mkdir(exist_ok=True)
         beside.mkdir()
         yield beside
         _share_alike(beside)

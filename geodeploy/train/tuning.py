@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from geodeploy.errors import OutputError, RecipeError
+from geodeploy.errors import RecipeError
 from geodeploy.labels import IGNORED
 from geodeploy.scores import Scores
 from geodeploy.spec import Backbone as BackboneSpec
@@ -97,7 +97,7 @@ def tune(
 ) -> TrainReport:
     """Train what the recipe says and write the RUN folder ``output``. See `geodeploy.train.train`."""
     recipe = load_recipe(recipe_file, overrides)
-    output = output or _default_run(recipe)
+    output = output or Path("runs") / recipe.name
     check_new_folder(output)
     torch.manual_seed(recipe.seed)
     with open_scenes(recipe) as scenes:
@@ -157,17 +157,6 @@ def describe(recipe: Recipe, statistics: Statistics, backbone: Backbone) -> Mode
         trained_on=recipe.trained_on,
         licence=recipe.licence,
     )
-
-
-def _default_run(recipe: Recipe) -> Path:
-    runs = Path("runs")
-    try:
-        runs.mkdir(exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"{runs} cannot be made here ({error.strerror}). Name the RUN with -o."
-        ) from error
-    return runs / recipe.name
 
 
 def _check_scaling(recipe: Recipe, statistics: Statistics) -> None:

@@ -188,8 +188,8 @@ def test_a_fault_in_the_export_itself_releases_nothing(
     monkeypatch.setattr(export_module, "write_onnx", faulty)
     with pytest.raises(ParityError, match="was not written"):
         export(tune(), tmp_path / "model.onnx")
-    assert [item.name for item in tmp_path.iterdir()] == ["model.parity.json"]
-    assert json.loads((tmp_path / "model.parity.json").read_text())["released"] is False
+    assert [item.name for item in tmp_path.iterdir()] == ["model.refused.json"]
+    assert json.loads((tmp_path / "model.refused.json").read_text())["released"] is False
 
 
 def test_a_merge_gone_wrong_is_refused(
