@@ -3,7 +3,9 @@
 # C band, H row, W column
 
 import itertools
+import json
 import logging
+import re
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from geodeploy.errors import LabelError, RecipeError
+from geodeploy.errors import BandError, LabelError, RangeError, RecipeError
 from geodeploy.labels import IGNORED, class_positions, ignored_values
 from geodeploy.raster import Raster, check_range, open_dataset, open_raster, reading
 from geodeploy.spec import Band
@@ -74,7 +76,10 @@ def open_scenes(recipe: Recipe) -> Iterator[list[LabelledScene]]:
         RangeError: an image does not hold values in the recipe's units.
     """
     with ExitStack() as stack:
-        scenes = [stack.enter_context(_open_scene(recipe, scene)) for scene in recipe.data.scene]
+        scenes = [
+            stack.enter_context(_open_scene(recipe, scene, f"data.scene.{number}"))
+            for number, scene in enumerate(recipe.data.scene)
+        ]
         if not any(scene.count(TRAINING) for scene in scenes):
             raise LabelError(
                 "No training scene has a labelled pixel. Check data.scene.labels, data.ignore and "
@@ -85,25 +90,46 @@ def open_scenes(recipe: Recipe) -> Iterator[list[LabelledScene]]:
 
 
 @contextmanager
-def _open_scene(recipe: Recipe, scene: Scene) -> Iterator[LabelledScene]:
+def _open_scene(recipe: Recipe, scene: Scene, place: str) -> Iterator[LabelledScene]:
     data = recipe.data
-    with open_raster(
-        data.root / scene.image,
-        band_names=data.bands,
-        select=scene.bands,
-        scale=scene.scale,
-        offset=scene.offset,
-    ) as raster:
-        # Mean and deviation are not known yet, and the check asks for neither.
-        check_range(
-            raster,
-            [
-                Band(name=name, mean=0, std=1, valid_range=limits)
-                for name, limits in zip(data.bands, data.valid_ranges, strict=True)
-            ],
-        )
+    with ExitStack() as stack:
+        with _flags_as_keys(place):
+            raster = stack.enter_context(
+                open_raster(
+                    data.root / scene.image,
+                    band_names=data.bands,
+                    select=scene.bands,
+                    scale=scene.scale,
+                    offset=scene.offset,
+                )
+            )
+            # Mean and deviation are not known yet, and the check asks for neither.
+            check_range(
+                raster,
+                [
+                    Band(name=name, mean=0, std=1, valid_range=limits)
+                    for name, limits in zip(data.bands, data.valid_ranges, strict=True)
+                ],
+            )
         codes = read_codes(data.root / scene.labels, raster, recipe)
         yield LabelledScene(raster, codes, split(codes, scene, data.blocks, len(recipe.classes)))
+
+
+@contextmanager
+def _flags_as_keys(place: str) -> Iterator[None]:
+    """Let errors that advise the flags of predict name the keys of the scene at ``place``."""
+    try:
+        yield
+    except (BandError, RangeError) as error:
+        text = re.sub(r"(--scale \d\S*) (--offset)", r"\1 and \2", str(error))
+        text = re.sub(r"--(scale|offset) (-?\d\S*)", rf"{place}.\1 = \2", text)
+        text = re.sub(
+            r"--bands (\d+(?:,\d+)*)",
+            lambda found: f"{place}.bands = {json.dumps(found[1].split(','))}",
+            text,
+        )
+        text = re.sub(r"--(scale|offset|bands)", rf"{place}.\1", text)
+        raise type(error)(text) from error
 
 
 def read_codes(path: Path, raster: Raster, recipe: Recipe) -> NDArray[np.uint8]:

@@ -1,3 +1,4 @@
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from itertools import islice
@@ -11,7 +12,7 @@ from affine import Affine
 from rasterio.crs import CRS
 from rasterio.windows import Window
 
-from geodeploy.errors import LabelError, RangeError, RecipeError, SourceError
+from geodeploy.errors import BandError, LabelError, RangeError, RecipeError, SourceError
 from geodeploy.labels import IGNORED
 from geodeploy.train.data import (
     NEITHER,
@@ -114,8 +115,52 @@ def test_a_missing_scene_is_named(recipe_file: Path) -> None:
 
 
 def test_an_image_in_other_units_is_refused(recipe_file: Path) -> None:
-    with pytest.raises(RangeError, match="--scale"), opened(recipe_file, "data.scene.0.scale=10000"):
+    with (
+        pytest.raises(RangeError, match=r"with data\.scene\.0\.scale and data\.scene\.0\.offset\.$"),
+        opened(recipe_file, "data.scene.0.scale=10000"),
+    ):
         pass
+
+
+def test_advice_on_the_range_can_be_given_to_set(
+    recipe_file: Path, tmp_path: Path, make_raster: Callable[..., Path]
+) -> None:
+    with rasterio.open(recipe_file.parent / "image.tif") as image:
+        path = make_raster(
+            tmp_path / "untagged.tif", image.read(), transform=image.transform, crs=image.crs
+        )
+    overrides = [f"data.scene.0.image={path}", "data.valid_range=[-0.09, 1.2]"]
+    with pytest.raises(RangeError) as caught, opened(recipe_file, *overrides):
+        pass
+    assert "--" not in str(caught.value)
+    advice = re.search(r"Try (\S+ = \S+)(?: and (\S+ = \S+))? \(", str(caught.value))
+    assert advice
+    with opened(recipe_file, *overrides, *filter(None, advice.groups())) as (scene,):
+        assert scene.raster.height == 117
+
+
+@pytest.mark.parametrize(
+    ("names", "override", "words"),
+    [
+        ((None,) * 7, "seed=0", r'data\.scene\.0\.bands = \["1", "2", "3", "4", "5", "6"\]\.'),
+        ((None,) * 7, "data.scene.0.bands=['1', '2']", r"^data\.scene\.0\.bands names 2 \(1, 2\)"),
+    ],
+)
+def test_advice_on_bands_names_the_key_of_the_scene(
+    recipe_file: Path,
+    tmp_path: Path,
+    make_raster: Callable[..., Path],
+    names: tuple[None, ...],
+    override: str,
+    words: str,
+) -> None:
+    path = make_raster(tmp_path / "seven.tif", np.zeros((7, 117, 131), np.uint8), names=names)
+    with (
+        pytest.raises(BandError, match=words) as caught,
+        opened(recipe_file, f"data.scene.0.image={path}", override),
+    ):
+        pass
+    assert "--" not in str(caught.value)
 
 
 def test_labels_that_are_all_ignored_are_an_error(recipe_file: Path, tmp_path: Path) -> None:
