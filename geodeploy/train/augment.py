@@ -25,6 +25,8 @@ _WAVELENGTH_UM = {
 # Between Rayleigh scattering by air (4) and scattering by coarse dust (0): hazy air is about 2.
 _HAZE_EXPONENT = 2.0
 _DRAWS = 20
+_SQUARE = 64
+"""Side of the squares in which labels are counted."""
 
 Number = TypeVar("Number", bound=np.generic)
 
@@ -44,13 +46,15 @@ def training_batches(
 ) -> Iterator[Batch]:
     """Batches without end, the same for the same seed."""
     rng = np.random.default_rng(recipe.seed)
-    sizes = np.array([scene.count(TRAINING) for scene in scenes], np.float64)
+    sums = [sum_labels(scene) for scene in scenes]
+    sizes = np.array([int(summed[-1]) for summed in sums], np.float64)
     veil = haze_by_band(recipe.data.bands)
     while True:
         pixels, codes = [], []
         for _ in range(recipe.training.batch):
-            scene = scenes[int(rng.choice(len(scenes), p=sizes / sizes.sum()))]
-            window = draw_window(scene, recipe.model.tile, recipe.augmentation.zoom, rng)
+            number = int(rng.choice(len(scenes), p=sizes / sizes.sum()))
+            scene, summed = scenes[number], sums[number]
+            window = draw_window(scene, summed, recipe.model.tile, recipe.augmentation.zoom, rng)
             tile_CHW, tile_HW = read_training_tile(scene, window, recipe, mean, veil, rng)
             pixels.append(tile_CHW)
             codes.append(tile_HW)
@@ -60,10 +64,32 @@ def training_batches(
         )
 
 
+def sum_labels(scene: LabelledScene) -> NDArray[np.int64]:
+    """Labels to train on in each square of 64 pixels and all before it, row by row of squares.
+
+    With these one label of millions is found by looking into one square.
+    """
+    height, width = scene.codes.shape
+    counts = []
+    for row in range(0, height, _SQUARE):
+        stripe = Window(0, row, width, min(_SQUARE, height - row))
+        labelled = scene.codes_of(stripe, TRAINING) != IGNORED
+        counts.append(np.add.reduceat(labelled.sum(axis=0), np.arange(0, width, _SQUARE)))
+    summed: NDArray[np.int64] = np.cumsum(np.concatenate(counts), dtype=np.int64)
+    return summed
+
+
 def draw_window(
-    scene: LabelledScene, tile: int, zoom: tuple[float, float], rng: np.random.Generator
+    scene: LabelledScene,
+    summed: NDArray[np.int64],
+    tile: int,
+    zoom: tuple[float, float],
+    rng: np.random.Generator,
 ) -> Window:
-    """A square window with labels to train on: of several drawn blindly the first that has any."""
+    """A square window with labels to train on: of several drawn blindly the first that has any.
+
+    ``summed`` are the scene's labels as `sum_labels` gives them.
+    """
     height, width = scene.codes.shape
     low, high = np.log(zoom[0]), np.log(zoom[1])
     side = min(max(round(tile * float(np.exp(rng.uniform(low, high)))), 1), height, width)
@@ -74,11 +100,21 @@ def draw_window(
         if (scene.codes_of(window, TRAINING) != IGNORED).any():
             return window
     # Labels so sparse that luck does not find them: go to one.
-    rows, cols = np.nonzero((scene.part == TRAINING) & (scene.codes != IGNORED))
-    chosen = int(rng.integers(0, len(rows)))
-    row = int(np.clip(rows[chosen] - side // 2, 0, height - side))
-    col = int(np.clip(cols[chosen] - side // 2, 0, width - side))
+    row, col = _find_label(scene, summed, int(rng.integers(0, summed[-1])))
+    row = int(np.clip(row - side // 2, 0, height - side))
+    col = int(np.clip(col - side // 2, 0, width - side))
     return Window(col, row, side, side)
+
+
+def _find_label(scene: LabelledScene, summed: NDArray[np.int64], number: int) -> tuple[int, int]:
+    """Row and column of the label to train on that has this number, in order of the squares."""
+    square = int(np.searchsorted(summed, number, side="right"))
+    across = -(-scene.codes.shape[1] // _SQUARE)
+    top, left = square // across * _SQUARE, square % across * _SQUARE
+    window = Window(left, top, _SQUARE, _SQUARE)  # slices end where the scene does
+    rows, cols = np.nonzero(scene.codes_of(window, TRAINING) != IGNORED)
+    before = int(summed[square - 1]) if square else 0
+    return top + int(rows[number - before]), left + int(cols[number - before])
 
 
 def read_training_tile(

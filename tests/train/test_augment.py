@@ -10,12 +10,14 @@ from rasterio.windows import Window
 
 from geodeploy.labels import IGNORED
 from geodeploy.train.augment import (
+    _find_label,
     draw_window,
     haze_by_band,
     read_training_tile,
     relight,
     resample_nearest,
     resample_pixels,
+    sum_labels,
     training_batches,
     turn,
 )
@@ -64,7 +66,8 @@ def test_a_scene_painted_with_its_labels_stays_so_whatever_is_done_to_it(recipe_
 
         painted = type(scene)(Painted(), scene.codes, scene.part)
         for _ in range(20):
-            window = draw_window(painted, 32, (1.0, 1.0), rng)  # no zoom: no mixing of neighbours
+            # No zoom: no mixing of neighbours.
+            window = draw_window(painted, sum_labels(painted), 32, (1.0, 1.0), rng)
             pixels, codes = read_training_tile(
                 painted, window, recipe, MEAN, haze_by_band(recipe.data.bands), rng
             )
@@ -80,11 +83,22 @@ def test_windows_lie_inside_and_have_labels_even_if_only_one_pixel_has(recipe_fi
         scene.codes.fill(IGNORED)
         scene.codes[116, 0] = 1
         for _ in range(30):
-            window = draw_window(scene, 8, (0.5, 2.0), rng)
+            window = draw_window(scene, sum_labels(scene), 8, (0.5, 2.0), rng)
             assert 4 <= window.width == window.height <= 16
             assert 0 <= window.row_off <= 117 - window.height
             assert 0 <= window.col_off <= 131 - window.width
             assert (scene.codes_of(window, TRAINING) == 1).any()
+
+
+def test_every_label_to_train_on_is_found_by_its_number(recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file)
+    with open_scenes(recipe) as (scene,):
+        scene.codes[np.random.default_rng(0).random(scene.codes.shape) < 0.99] = IGNORED
+        needed = np.argwhere((scene.part == TRAINING) & (scene.codes != IGNORED))
+        summed = sum_labels(scene)
+        found = [_find_label(scene, summed, number) for number in range(summed[-1])]
+    assert len(summed) == 2 * 3  # of 117 x 131 pixels
+    assert sorted(found) == [tuple(place) for place in needed.tolist()]
 
 
 def test_a_scene_smaller_than_the_tile_is_enlarged(recipe_file: Path) -> None:
