@@ -171,6 +171,7 @@ def map_scene(
         grid = TileGrid(raster.height, raster.width, spec.tile, overlap)
         # Batches of nearly one size: nine tiles at eight a batch are five and four, not eight and one.
         batch_size = -(-len(grid) // -(-len(grid) // options.batch))
+        read = reading.timed(raster.read)
         mosaic = Mosaic(grid, spec.class_values, blend=options.blend, nodata=spec.nodata)
         with (
             MapWriter(
@@ -183,11 +184,7 @@ def map_scene(
                 nodata=spec.nodata,
                 tags=_tags(session, raster, options, overlap),
             ) as writer,
-            closing(
-                read_ahead(
-                    reading.timed(raster.read), raster.stripes(), workers=options.readers, ahead=2
-                )
-            ) as stripes,
+            closing(read_ahead(read, raster.stripes(), workers=options.readers, ahead=2)) as stripes,
         ):
             for batch in stack_tiles(cut_tiles(stripes, grid), raster, spec, size=batch_size):
                 with running:
