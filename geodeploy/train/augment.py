@@ -13,7 +13,7 @@ from rasterio.windows import Window
 from torch.nn import functional
 
 from geodeploy.labels import IGNORED
-from geodeploy.train.data import TRAINING, LabelledScene, read_filled
+from geodeploy.train.data import TRAINING, LabelledScene, read_square
 from geodeploy.train.recipe import Augmentation, Recipe
 
 # Centre of each band in micrometres, by STAC common name.
@@ -88,21 +88,24 @@ def draw_window(
 ) -> Window:
     """A square window with labels to train on: of several drawn blindly the first that has any.
 
-    ``summed`` are the scene's labels as `sum_labels` gives them.
+    ``summed`` are the scene's labels as `sum_labels` gives them. Below and to the right the window may
+    stick out of a scene that is smaller than a tile, never by more than a tile would.
     """
     height, width = scene.codes.shape
     low, high = np.log(zoom[0]), np.log(zoom[1])
-    side = min(max(round(tile * float(np.exp(rng.uniform(low, high)))), 1), height, width)
+    side = max(round(tile * float(np.exp(rng.uniform(low, high)))), 1)
+    side = min(side, max(tile, min(height, width)))  # what is mirrored teaches nothing
+    last_row, last_col = max(height - side, 0), max(width - side, 0)
     for _ in range(_DRAWS):
-        row = int(rng.integers(0, height - side + 1))
-        col = int(rng.integers(0, width - side + 1))
+        row = int(rng.integers(0, last_row + 1))
+        col = int(rng.integers(0, last_col + 1))
         window = Window(col, row, side, side)
         if (scene.codes_of(window, TRAINING) != IGNORED).any():
             return window
     # Labels so sparse that luck does not find them: go to one.
     row, col = _find_label(scene, summed, int(rng.integers(0, summed[-1])))
-    row = int(np.clip(row - side // 2, 0, height - side))
-    col = int(np.clip(col - side // 2, 0, width - side))
+    row = int(np.clip(row - side // 2, 0, last_row))
+    col = int(np.clip(col - side // 2, 0, last_col))
     return Window(col, row, side, side)
 
 
@@ -125,10 +128,11 @@ def read_training_tile(
     veil: NDArray[np.float32],
     rng: np.random.Generator,
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """Pixels (C, tile, tile) and codes (tile, tile) of ``window``, augmented."""
+    """Pixels (C, tile, tile) and codes (tile, tile) of ``window``, a square, augmented."""
     settings, tile = recipe.augmentation, recipe.model.tile
-    pixels, valid = read_filled(scene, window, mean)
-    codes = np.where(valid, scene.codes_of(window, TRAINING), np.uint8(IGNORED))
+    height, width = scene.codes.shape
+    inside = window.intersection(Window(0, 0, width, height))
+    pixels, codes, valid = read_square(scene, inside, window.height, mean, part=TRAINING)
     pixels, codes, valid = (
         resample_pixels(pixels, tile),
         resample_nearest(codes, tile),

@@ -199,14 +199,24 @@ def class_shares(scenes: Sequence[LabelledScene], classes: int) -> NDArray[np.fl
     return shares
 
 
-def read_filled(
-    scene: LabelledScene, window: Window, mean: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Pixels (C, h, w) with the bands' ``mean`` where invalid, and the valid pixels (h, w)."""
+def read_square(
+    scene: LabelledScene, window: Window, side: int, mean: NDArray[np.float32], *, part: int
+) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.bool_]]:
+    """Pixels (C, side, side), codes and valid pixels (side, side) from the corner of ``window`` on.
+
+    Pixels are the bands' ``mean`` where invalid, and mirrored, as predict does, where ``window`` ends
+    before ``side`` because the raster does. Codes are those of ``part``, `IGNORED` in both.
+    """
     pixels, valid = scene.raster.read_pixels(window)
     if not valid.all():
         pixels = np.where(valid, pixels, mean[:, np.newaxis, np.newaxis])
-    return pixels, valid
+    codes = np.where(valid, scene.codes_of(window, part), np.uint8(IGNORED))
+    short = [(0, side - size) for size in codes.shape]
+    if any(pair != (0, 0) for pair in short):
+        pixels = np.pad(pixels, [(0, 0), *short], mode="reflect")
+        codes = np.pad(codes, short, constant_values=IGNORED)
+        valid = np.pad(valid, short, mode="reflect")
+    return pixels, codes, valid
 
 
 def labelled_places(scene: LabelledScene, tile: int, overlap: int, *, part: int) -> Iterator[Tile]:
@@ -221,12 +231,7 @@ def read_tile(
     scene: LabelledScene, place: Tile, tile: int, mean: NDArray[np.float32], *, part: int
 ) -> LabelledTile:
     """The pixels of one tile and the labels of ``part`` in it, mirrored where the raster ends."""
-    pixels, valid = read_filled(scene, place.window, mean)
-    codes = np.where(valid, scene.codes_of(place.window, part), np.uint8(IGNORED))
-    short = [(0, tile - size) for size in codes.shape]
-    if any(pair != (0, 0) for pair in short):
-        pixels = np.pad(pixels, [(0, 0), *short], mode="reflect")
-        codes = np.pad(codes, short, constant_values=IGNORED)
+    pixels, codes, _ = read_square(scene, place.window, tile, mean, part=part)
     return LabelledTile(np.ascontiguousarray(pixels), codes, place)
 
 

@@ -21,7 +21,7 @@ from geodeploy.train.augment import (
     training_batches,
     turn,
 )
-from geodeploy.train.data import TRAINING, open_scenes
+from geodeploy.train.data import TRAINING, open_scenes, sample_tiles
 from geodeploy.train.recipe import Augmentation, load_recipe
 
 SIX = ("blue", "green", "red", "nir", "swir16", "swir22")
@@ -101,12 +101,24 @@ def test_every_label_to_train_on_is_found_by_its_number(recipe_file: Path) -> No
     assert sorted(found) == [tuple(place) for place in needed.tolist()]
 
 
-def test_a_scene_smaller_than_the_tile_is_enlarged(recipe_file: Path) -> None:
-    recipe = load_recipe(recipe_file, ["model.tile=160", "data.scene.0.split=train"])
+def test_a_scene_smaller_than_the_tile_is_mirrored_as_predict_does(recipe_file: Path) -> None:
+    plain = ["augmentation.d4=false", "augmentation.gain=0", "augmentation.zoom=[1, 1.3]"]
+    recipe = load_recipe(recipe_file, ["model.tile=160", "data.scene.0.split=train", *plain])
     with open_scenes(recipe) as scenes:
         batch = next(training_batches(scenes, recipe, MEAN))
-    assert batch.pixels.shape == (2, 6, 160, 160)
-    assert batch.codes.shape == (2, 160, 160)
+        (needed,) = sample_tiles(scenes, recipe, MEAN, 2)
+    for pixels, codes in zip(batch.pixels.numpy(), batch.codes.numpy(), strict=True):
+        np.testing.assert_array_equal(pixels, needed.pixels)
+        np.testing.assert_array_equal(codes, needed.codes)
+
+
+def test_a_scene_as_large_as_the_tile_is_never_mirrored(recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file, ["data.scene.0.split=train"])
+    rng = np.random.default_rng(0)
+    with open_scenes(recipe) as (scene,):
+        sides = {draw_window(scene, sum_labels(scene), 100, (1, 1.3), rng).height for _ in range(30)}
+    assert max(sides) == 117
+    assert min(sides) >= 100
 
 
 def test_gain_acts_on_all_bands_and_haze_on_blue_most() -> None:
