@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from tqdm import tqdm
 
-from geodeploy.errors import ModelError
+from geodeploy.errors import ModelError, RecipeError
 from geodeploy.scores import Scores
 from geodeploy.train.augment import training_batches
 from geodeploy.train.data import (
@@ -81,13 +81,14 @@ def fit(
     Without validation pixels those are the last step's. ``progress`` shows a bar on a terminal.
 
     Raises:
+        RecipeError: the device cannot compute in ``training.precision``.
         ModelError: the loss is no number any more.
     """
     training = recipe.training
+    accelerator = _accelerator(training)
     steps = count_steps(training, scenes, recipe.model.tile)
     every = training.validate_every or max(steps // _VALIDATIONS, 1)
     mean = model.mean.numpy().ravel()
-    accelerator = _accelerator(training)
     model.to(accelerator.device)
     optimizer = accelerator.prepare(build_optimizer(model, training))
     loss_of = build_loss(training, class_shares(scenes, len(recipe.classes)))
@@ -156,6 +157,11 @@ def fit(
 def _accelerator(training: Training) -> Accelerator:
     # Accelerate keeps its settings for the whole process; the last training's are not this one's.
     AcceleratorState._reset_state(reset_partial_state=True)
+    device = PartialState(cpu=training.device == "cpu").device
+    if training.precision == "fp16" and device.type == "cpu":
+        raise RecipeError(
+            "training.precision = fp16 needs a GPU, and this run is on the CPU. Take bf16 or fp32."
+        )
     return Accelerator(cpu=training.device == "cpu", mixed_precision=_ACCELERATE[training.precision])
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from geodeploy.errors import ModelError
+from geodeploy.errors import ModelError, RecipeError
 from geodeploy.train import train
 from geodeploy.train.loop import Rates, count_steps
 from geodeploy.train.recipe import Training
@@ -69,6 +69,12 @@ def test_a_few_steps_make_the_loss_smaller(recipe_file: Path, tmp_path: Path) ->
     overrides = ["training.steps=30", "training.validate_every=10", "training.lr=3e-3"]
     history = train(recipe_file, tmp_path / "run", overrides=overrides).metrics.history
     assert history[-1].loss < 0.9 * history[0].loss
+
+
+def test_fp16_on_a_cpu_is_an_error_that_names_what_to_take(recipe_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"training\.precision = fp16 .* Take bf16 or fp32\."):
+        train(recipe_file, tmp_path / "run", overrides=["training.precision=fp16"])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_trains_in_bf16_too(recipe_file: Path, tune: Callable[..., Path]) -> None:
