@@ -332,7 +332,8 @@ def _draw_blocks(counts: NDArray[np.int64], blocks: Blocks) -> NDArray[np.int64]
     rng = np.random.default_rng(blocks.seed)
     labelled = np.flatnonzero(counts.sum(axis=1))
     counts = counts[:, counts.any(axis=0)]  # a class that the scene lacks tells no draw from another
-    number = min(max(1, round(blocks.fraction * len(labelled))), max(len(labelled) - 1, 1))
+    # At least one block with labels is left to train on, even if none validates then.
+    number = min(max(1, round(blocks.fraction * len(labelled))), max(len(labelled) - 1, 0))
     totals = counts.sum(axis=0)
     draws = [rng.permutation(labelled)[:number] for _ in range(64)]
 

@@ -201,6 +201,16 @@ def test_a_class_that_the_scene_lacks_does_not_blur_the_draw_of_blocks() -> None
     assert [((part == VALIDATION) & (codes == k)).sum() for k in (0, 1)] == [72, 8]
 
 
+@pytest.mark.parametrize(("labelled", "validating"), [(0, 0), (1, 0), (2, 1), (3, 2)])
+def test_a_labelled_block_is_always_left_to_train_on(labelled: int, validating: int) -> None:
+    codes = np.full((4, 40), IGNORED, np.uint8)
+    codes[:, : 4 * labelled] = 1
+    scene = Scene(image=Path("image.tif"), labels=Path("labels.tif"))
+    part = split(codes, scene, Blocks(size=4, gap=0, fraction=0.9), 2)
+    assert ((part == VALIDATION) & (codes == 1)).sum() == 16 * validating
+    assert ((part == TRAINING) & (codes == 1)).sum() == 16 * (labelled - validating)
+
+
 def test_a_scene_of_one_block_cannot_be_cut(recipe_file: Path) -> None:
     with (
         pytest.raises(RecipeError, match=r"data\.blocks\.size"),
