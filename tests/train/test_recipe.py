@@ -1,9 +1,12 @@
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
+from rasterio.windows import Window
 
 from geodeploy.errors import RecipeError
+from geodeploy.train.data import open_scenes
 from geodeploy.train.recipe import Recipe, load_recipe, recipe_text
 
 RECIPES = sorted((Path(__file__).parents[2] / "train").glob("*.toml"))
@@ -28,6 +31,31 @@ def test_the_example_in_the_readme_loads(tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text("\n".join(block))
     assert load_recipe(path).data.scene[1].bands == ("B02", "B03", "B04", "B08")
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+@pytest.mark.parametrize("shape", [(512, 512), (512, 512, 1)])
+def test_the_readme_makes_the_chips_that_the_landsat_recipe_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    image = rng.uniform(0, 1, (512, 512, 6)).astype(np.float32)
+    labels = rng.choice([0, 1, 3, 4], shape).astype(np.uint8)
+    for name in ("landsat5", "landsat7"):
+        np.savez(f"{name}.npz", img=image, msk=labels)
+    text = (RECIPES[0].parent / "README.md").read_text().split("    import numpy as np\n")[1]
+    lines = text.split("\nrasterio says")[0].splitlines()
+    exec("import numpy as np\n" + "\n".join(line[4:] for line in lines), {})
+    recipe = load_recipe(RECIPES[0].parent / "cloud-landsat.toml", ["data.root=."])
+    with open_scenes(recipe) as scenes:
+        assert len(scenes) == 2
+        for scene in scenes:
+            np.testing.assert_array_equal(
+                scene.raster.read_pixels(Window(0, 0, 512, 512))[0], np.moveaxis(image, -1, 0)
+            )
+            values = np.array([item.value for item in recipe.classes])
+            np.testing.assert_array_equal(values[scene.codes], labels.reshape(512, 512))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
