@@ -7,14 +7,13 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from geodeploy.labels import IGNORED
-from geodeploy.spec import ModelSpec
+from geodeploy.pictures import add_legend, coloured, true_colour
+from geodeploy.spec import NODATA, ModelSpec, SegmentationClass
 from geodeploy.train.loop import Checkup
-
-_UNLABELLED = "#ebebeb"
 
 
 def draw_curves(
@@ -41,7 +40,8 @@ def draw_curves(
             [check.step for check in scored],
             [_iou(check, position) for check in scored],
             color=item.color,
-            linewidth=1,
+            linewidth=1.2,
+            path_effects=[withStroke(linewidth=2.6, foreground="#555555")] if _is_light(item) else [],
             label=item.name,
         )
     if scored:
@@ -56,7 +56,6 @@ def draw_curves(
         right.legend(frameon=False, fontsize="small")
     else:
         right.text(0.5, 0.5, "no validation pixels", ha="center", transform=right.transAxes)
-    right.set_facecolor("#d8d8d8")  # classes may be white or black
     right.set(xlabel="step", ylabel="validation IoU", ylim=(0, 1))
     figure.savefig(path, dpi=110)
 
@@ -75,23 +74,21 @@ def draw_predictions(
     count = len(pixels)
     figure = Figure(figsize=(8.4, 2.8 * count + 0.5), layout="constrained")
     axes = figure.subplots(count, 3, squeeze=False)
-    shown = _true_colour(pixels, spec.band_names)
-    for row in range(count):
-        for axis, picture in zip(
-            axes[row],
-            (shown[row], _coloured(labels[row], spec), _coloured(predicted[row], spec)),
-            strict=True,
-        ):
+    # One below the other they are stretched alike.
+    stacked = np.concatenate(pixels, axis=1)
+    shown = true_colour(stacked, spec.band_names, np.ones(stacked.shape[1:], bool))
+    values = np.full(256, NODATA, np.uint8)
+    values[: len(spec.classes)] = spec.class_values
+    for row, true in enumerate(np.split(shown, count)):
+        maps = (coloured(values[positions[row]], spec.classes) for positions in (labels, predicted))
+        for axis, picture in zip(axes[row], (true, *maps), strict=True):
             axis.imshow(picture, interpolation="nearest")
-            axis.set_axis_off()
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_color("#bbbbbb")  # a white class ends where the picture does
     for axis, title in zip(axes[0], ("true colour", "labels", "prediction"), strict=True):
         axis.set_title(title)
-    handles = [
-        Patch(facecolor=item.color, edgecolor="#888888", label=item.name) for item in spec.classes
-    ]
-    if (labels == IGNORED).any():
-        handles.append(Patch(facecolor=_UNLABELLED, edgecolor="#888888", label="no label"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6))
+    names = [item.name for item in spec.classes]
+    add_legend(figure, spec.classes, names, other="no label" if (labels == IGNORED).any() else None)
     figure.savefig(path, dpi=90)
 
 
@@ -100,22 +97,7 @@ def _iou(check: Checkup, position: int) -> float:
     return float("nan") if found is None else found
 
 
-def _coloured(positions: NDArray[np.uint8], spec: ModelSpec) -> NDArray[np.uint8]:
-    table = np.full((256, 3), list(bytes.fromhex(_UNLABELLED[1:])), np.uint8)
-    table[: len(spec.classes)] = [item.rgb for item in spec.classes]
-    coloured: NDArray[np.uint8] = table[positions]
-    return coloured
-
-
-def _true_colour(pixels: NDArray[np.float32], bands: Sequence[str]) -> NDArray[np.uint8]:
-    """(N, H, W, 3), stretched alike in all tiles; the first bands where one of the three is missing."""
-    rgb = ("red", "green", "blue")
-    if set(rgb) <= set(bands):
-        indexes = [bands.index(band) for band in rgb]
-    else:
-        indexes = [min(number, len(bands) - 1) for number in range(3)]
-    chosen = pixels[:, indexes]
-    low, high = np.percentile(chosen, [2, 98], axis=(0, 2, 3), keepdims=True)
-    stretched = np.clip((chosen - low) / np.maximum(high - low, 1e-9), 0, 1)
-    shown: NDArray[np.uint8] = (stretched.transpose(0, 2, 3, 1) * 255).astype(np.uint8)
-    return shown
+def _is_light(item: SegmentationClass) -> bool:
+    """Whether a thin line of its colour is lost on white."""
+    red, green, blue = item.rgb
+    return 0.299 * red + 0.587 * green + 0.114 * blue > 190  # brightness by ITU-R BT.601, of 255
