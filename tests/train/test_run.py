@@ -207,7 +207,8 @@ def test_a_run_in_a_folder_that_is_missing_is_refused_before_any_work(
     recipe_file: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(OutputError, match="mkdir -p"):
-        train(recipe_file, tmp_path / "absent" / "run", overrides=["data.root=nowhere"])
+        train(recipe_file, tmp_path / "absent" / "too" / "run", overrides=["data.root=nowhere"])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_mistake_in_the_recipe_leaves_nothing(recipe_file: Path, tmp_path: Path) -> None:
