@@ -691,8 +691,12 @@ def test_memory_does_not_grow_with_the_height_of_the_scene(
             for row in range(0, height, 1000):
                 dataset.write(rows, window=Window(0, row, 2048, 1000))
             dataset.scales, dataset.offsets = [2e-5] * 6, [-0.1] * 6
-        peaks.append(run_python(script, scene, model.path, tmp_path / "map.tif"))
-        (tmp_path / "map.tif").unlink()
+        # The least of three: how the threads happen to meet moves a run's peak by several per cent.
+        runs = []
+        for _ in range(3):
+            runs.append(run_python(script, scene, model.path, tmp_path / "map.tif"))
+            (tmp_path / "map.tif").unlink()
+        peaks.append(min(runs))
         scene.unlink()
     assert peaks[1] < 1.1 * peaks[0], f"{peaks} bytes"
 
