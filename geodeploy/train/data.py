@@ -6,14 +6,12 @@ import itertools
 import json
 import logging
 import re
-from collections import deque
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +28,6 @@ log = logging.getLogger(__name__)
 
 NEITHER, TRAINING, VALIDATION = 0, 1, 2
 """What a pixel of a scene is for."""
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,20 +251,6 @@ def sample_tiles(
 
     chosen = sorted(places, key=draw)[:count]
     return [read_tile(scene, place, tile, mean, part=part) for scene, place in chosen]
-
-
-def read_ahead(items: Iterator[Item], count: int) -> Generator[Item, None, None]:
-    """``items``, an endless iterator, with up to ``count`` of them made ahead in one thread."""
-    with ThreadPoolExecutor(1, thread_name_prefix="train-read") as pool:
-        pending = deque(pool.submit(next, items) for _ in range(count))
-        try:
-            while True:
-                item = pending.popleft().result()  # raises what reading raised
-                pending.append(pool.submit(next, items))
-                yield item
-        finally:
-            for future in pending:
-                future.cancel()
 
 
 def _check_grid(path: Path, labels: Any, raster: Raster) -> None:

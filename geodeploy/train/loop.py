@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from tqdm import tqdm
 
+from geodeploy.ahead import read_ahead
 from geodeploy.errors import ModelError, RecipeError
 from geodeploy.scores import Scores
 from geodeploy.train.augment import training_batches
@@ -25,7 +27,6 @@ from geodeploy.train.data import (
     VALIDATION,
     LabelledScene,
     class_shares,
-    read_ahead,
 )
 from geodeploy.train.losses import build_loss
 from geodeploy.train.model import TunedModel
@@ -109,12 +110,12 @@ def fit(
     history: list[Checkup] = []
     best: Checkup | None = None
     best_state: dict[str, Tensor] = {}
-    start = time.perf_counter()
-    busy = 0.0
+    start, busy = time.perf_counter(), 0.0
     bar = tqdm(
         total=steps, unit="step", disable=not (progress and sys.stderr.isatty()), file=sys.stderr
     )
-    with bar, closing(read_ahead(training_batches(scenes, recipe, mean), 2)) as batches:
+    drawn = repeat(training_batches(scenes, recipe, mean))
+    with bar, closing(read_ahead(next, drawn, workers=1, ahead=2)) as batches:
         for step, batch in zip(range(1, steps + 1), batches, strict=False):
             began = time.perf_counter()
             _set_rates(optimizer, rates.at(step))

@@ -1,7 +1,6 @@
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,6 @@ from geodeploy.train.data import (
     compute_statistics,
     labelled_places,
     open_scenes,
-    read_ahead,
     read_tile,
     sample_tiles,
     split,
@@ -285,14 +283,3 @@ def test_validation_counts_every_labelled_pixel_once(recipe_file: Path, overlap:
     assert counts.sum() == 117 * 131 - 1
     assert scores.ignored == 1
     assert counts[:, 1].tolist() == [int((scene.codes == k).sum()) for k in range(3)]
-
-
-def test_reading_ahead_keeps_the_order_and_hands_on_errors() -> None:
-    def items():
-        yield from range(5)
-        raise SourceError("the file breaks off")
-
-    ahead = read_ahead(items(), 3)
-    assert list(islice(ahead, 5)) == [0, 1, 2, 3, 4]
-    with pytest.raises(SourceError, match="breaks off"):
-        next(ahead)
