@@ -4,7 +4,7 @@ import pytest
 import torch
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def one_thread() -> None:
-    """Networks this small only wait for one another's threads."""
+    """Networks this small only wait for one another's threads, whose sums differ in their last bits."""
     torch.set_num_threads(1)
