@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from geodeploy.errors import BandError, LabelError, RangeError, RecipeError
+from geodeploy.errors import BandError, LabelError, RangeError, RecipeError, SourceError
 from geodeploy.labels import IGNORED, class_positions, ignored_values
 from geodeploy.raster import Raster, check_range, open_dataset, open_raster, reading
 from geodeploy.spec import Band
@@ -71,6 +71,11 @@ def open_scenes(recipe: Recipe) -> Iterator[list[LabelledScene]]:
             nowhere in the training area.
         RangeError: an image does not hold values in the recipe's units.
     """
+    if not recipe.data.root.is_dir():
+        raise SourceError(
+            f"The folder of the scenes, {recipe.data.root}, does not exist. Name it with "
+            "--set data.root=FOLDER or in the recipe."
+        )
     with ExitStack() as stack:
         scenes = [
             stack.enter_context(_open_scene(recipe, scene, f"data.scene.{number}"))

@@ -283,3 +283,11 @@ def test_validation_counts_every_labelled_pixel_once(recipe_file: Path, overlap:
     assert counts.sum() == 117 * 131 - 1
     assert scores.ignored == 1
     assert counts[:, 1].tolist() == [int((scene.codes == k).sum()) for k in range(3)]
+
+
+def test_a_folder_of_scenes_that_is_missing_is_named_with_the_key(recipe_file: Path) -> None:
+    with (
+        pytest.raises(SourceError, match=r"folder of the scenes, .*nowhere, .*data\.root=FOLDER"),
+        opened(recipe_file, "data.root=nowhere"),
+    ):
+        pass
