@@ -108,7 +108,7 @@ class Tolerance:
         return None
 
 
-# DESIGN: fp32 agrees on 99.99 % of the pixels. Rounding alone gives a relative difference near 1e-6;
+# In fp32 at least 99.99 % of the pixels agree. Rounding alone gives a relative difference near 1e-6;
 # the bound on it catches faults that happen not to move a class.
 TOLERANCE = Tolerance(argmax_agreement=0.9999, relative_diff=1e-4)
 
