@@ -182,6 +182,18 @@ class Mosaic:
         return self._shares[min(span.begin // self._grid.stride, len(self._shares) - 1)]
 
 
+def check_probabilities(outputs: NDArray[np.float32]) -> None:
+    """Raise ModelError where what should be probabilities (B, K, H, W) is not, over K."""
+    sums = outputs.sum(axis=1)
+    # Half-precision graphs miss one by a thousandth or two.
+    if outputs.min() < -0.01 or np.abs(sums - 1).max() > 0.01:
+        raise ModelError(
+            f"The model returned values from {outputs.min():.3g} to {outputs.max():.3g} that sum to "
+            f"{sums.min():.3g} to {sums.max():.3g} over the classes; its description says "
+            'probabilities, which sum to 1. If it has no softmax, write "output": "logits".'
+        )
+
+
 def check_finite(outputs: NDArray[np.float32], tiles: Sequence[Tile]) -> None:
     """Raise ModelError, naming the tile, where the model returned NaN or infinity."""
     if np.isfinite(outputs.sum()):  # one pass without a temporary array; a sum hides neither

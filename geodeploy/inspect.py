@@ -29,6 +29,7 @@ class ModelInspection(BaseModel):
         lines = [
             f"{self.path}: {self.kind} {spec.name!r}, {self.bytes / 1e6:.1f} MB, {spec.precision}",
             f"  takes    {spec.tile} x {spec.tile} pixels, overlap {spec.overlap}, {spec.units}"
+            + (", bands last" if spec.layout == "NHWC" else "")
             + (f", {spec.gsd_m:g} m" if spec.gsd_m else ""),
         ]
         lines += [
@@ -36,6 +37,8 @@ class ModelInspection(BaseModel):
             f"valid {band.valid_range[0]:g} to {band.valid_range[1]:g}"
             for band in spec.bands
         ]
+        if spec.normalise:
+            lines.append("  fed with (pixels - mean) / std")
         lines.append(f"  gives    {spec.output}")
         lines += [f"    {item.value:>3} {item.name:<20} {item.color}" for item in spec.classes]
         if spec.backbone:

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, 
 
 from geodeploy import __version__
 from geodeploy.ahead import read_ahead
-from geodeploy.blend import Blend, Mosaic, check_finite, softmax
+from geodeploy.blend import Blend, Mosaic, check_finite, check_probabilities, softmax
 from geodeploy.errors import OutputError
 from geodeploy.machine import Stopwatch, peak_memory_bytes
 from geodeploy.raster import Raster, Stripe, check_range, ground_sample_distance_m, open_raster
@@ -354,7 +354,10 @@ def probabilities(session: Session, batch: Batch) -> NDArray[np.float32]:
         )
     outputs = session.run(batch.pixels)[: len(run)]
     check_finite(outputs, run)
-    return softmax(outputs) if session.spec.output == "logits" else outputs
+    if session.spec.output == "logits":
+        return softmax(outputs)
+    check_probabilities(outputs)
+    return outputs
 
 
 def _resolution_notes(raster: Raster, spec: ModelSpec) -> Iterator[str]:

@@ -114,6 +114,9 @@ class ModelSpec(_Frozen):
     ignore: tuple[int, ...] = ()
     """Label values that are no class and carry neither loss nor score."""
     output: Literal["logits", "probabilities"] = "logits"
+    """``probabilities`` where the graph ends in a softmax of its own."""
+    layout: Literal["NCHW", "NHWC"] = "NCHW"
+    """The axes of the graph's input and output; NHWC has the bands, and the classes, last."""
     normalise: bool = False
     """True where the graph expects (pixels - mean) / std and does not do it itself."""
     scaling: Literal["zscore", "log"] = "zscore"
@@ -137,6 +140,11 @@ class ModelSpec(_Frozen):
                 raise ValueError(f"{what} must differ, found {values}")
         if self.overlap >= self.tile:
             raise ValueError(f"overlap {self.overlap} px must be smaller than tile {self.tile} px")
+        if self.normalise and self.scaling != "zscore":
+            raise ValueError(
+                f"normalise stands for (pixels - mean) / std; scaling {self.scaling!r} must be done by "
+                "the graph"
+            )
         listed = sorted({item.value for item in self.classes} & set(self.ignore))
         if listed:
             raise ValueError(f"values {listed} are both classes and ignored")
@@ -163,7 +171,8 @@ class ModelSpec(_Frozen):
             document: Any = json.loads(text)
         except ValueError as error:
             raise SpecError(
-                f"{source}: the model description is not JSON ({error}). Export the model again."
+                f"{source}: the model description is not JSON ({error}). Mend it, or export the model "
+                "again."
             ) from error
         version = document.get("spec_version", 1) if isinstance(document, dict) else None
         if isinstance(version, int) and version > SPEC_VERSION:

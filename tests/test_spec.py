@@ -101,6 +101,11 @@ def test_two_classes_must_differ_in_value_and_in_name() -> None:
             read(AS_DESIGNED | {"classes": [first, second | twin]})
 
 
+def test_what_is_normalised_for_the_graph_is_a_z_score() -> None:
+    with pytest.raises(SpecError, match="scaling 'log' must be done by the graph"):
+        read(AS_DESIGNED | {"normalise": True, "scaling": "log"})
+
+
 def test_a_newer_spec_asks_for_an_upgrade_whatever_else_it_holds() -> None:
     with pytest.raises(SpecError, match=r"version 2, this program reads up to 1\. Upgrade") as caught:
         read({"spec_version": 2, "quantum": True})

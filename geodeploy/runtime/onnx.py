@@ -1,8 +1,9 @@
 """Run an ONNX file with ONNX Runtime, on the CPU or an NVIDIA GPU."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +50,10 @@ class OnnxSession:
         self.precision = self.spec.precision
         self.sha256 = hashlib.sha256(content).hexdigest()
         self._session = session
-        self._input, self._output = _check_signature(session, self.spec, model)
+        self._model = model
+        self._input, self._output, self._batch = _check_signature(session, self.spec, model)
+        self._run_options = ort.RunOptions()
+        self._run_options.log_severity_level = 4  # what goes wrong is raised, once
         self._mean = _per_band([band.mean for band in self.spec.bands])
         self._std = _per_band([band.std for band in self.spec.bands])
 
@@ -57,7 +61,35 @@ class OnnxSession:
         """Outputs (B, K, tile, tile) of pixels (B, C, tile, tile)."""
         if self.spec.normalise:
             pixels = (pixels - self._mean) / self._std
-        (outputs,) = self._session.run([self._output], {self._input: pixels})
+        if self.spec.layout == "NCHW":
+            return self._outputs(pixels)
+        outputs = self._outputs(np.ascontiguousarray(np.moveaxis(pixels, 1, 3)))
+        return np.ascontiguousarray(np.moveaxis(outputs, 3, 1))
+
+    def _outputs(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Outputs of ``pixels``, in batches of the graph's size where it fixes one."""
+        if self._batch is None:
+            return self._call(pixels)
+        surplus = np.repeat(pixels[-1:], -len(pixels) % self._batch, axis=0)
+        parts = np.concatenate([pixels, surplus]).reshape(-1, self._batch, *pixels.shape[1:])
+        return np.concatenate([self._call(part) for part in parts])[: len(pixels)]
+
+    def _call(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Outputs of ``pixels``, both as the graph has them; checked."""
+        feed = {self._input: pixels}
+        try:
+            (outputs,) = self._session.run([self._output], feed, self._run_options)
+        except Exception as error:  # ONNX Runtime's errors share no base but Exception
+            raise ModelError(
+                f"{self._model}: {self.name} could not run it on {list(pixels.shape)} "
+                f"({first_line(error)}). Check the tile in its description, or take a smaller --batch."
+            ) from error
+        expected = [len(pixels), *_shape(self.spec, len(self.spec.classes))]
+        if list(outputs.shape) != expected:
+            raise ModelError(
+                f"{self._model} returned {list(outputs.shape)} for {list(pixels.shape)}, {expected} is "
+                "needed: a value for each class and pixel."
+            )
         result: NDArray[np.float32] = outputs
         return result
 
@@ -103,36 +135,54 @@ def _spec(session: Any, model: Path) -> ModelSpec:
         return ModelSpec.read(beside)
     raise SpecError(
         f"{model} does not say which bands and classes it has. Export it with `geodeploy export`, "
-        f"or describe it in {beside.name} beside it."
+        f"or describe it in {beside.name} beside it: JSON with name, tile, overlap, bands (name, mean, "
+        "std, valid_range), classes (value, name, color) and, where needed, normalise, layout, output."
     )
 
 
-def _check_signature(session: Any, spec: ModelSpec, model: Path) -> tuple[str, str]:
-    """The names of the one input and one output, whose shapes must be what the spec says."""
+def _check_signature(session: Any, spec: ModelSpec, model: Path) -> tuple[str, str, int | None]:
+    """The names of the one input and one output, whose shapes must be what the spec says.
+
+    And the number of tiles that the graph takes at once; None for any number.
+    """
     inputs, outputs = session.get_inputs(), session.get_outputs()
-    needed_in = [len(spec.bands), spec.tile, spec.tile]
-    needed_out = [len(spec.classes), spec.tile, spec.tile]
-    for what, values, needed in (("input", inputs, needed_in), ("output", outputs, needed_out)):
+    for what, values, channels in (
+        ("input", inputs, len(spec.bands)),
+        ("output", outputs, len(spec.classes)),
+    ):
         if len(values) != 1:
             raise ModelError(f"{model} has {len(values)} {what}s, exactly one is needed.")
-        shape = values[0].shape
-        fixed = [size if isinstance(size, int) else None for size in shape[1:]]
-        fits = all(size is None or size == need for size, need in zip(fixed, needed, strict=False))
-        if len(shape) != 4 or not fits:
+        shape, needed = values[0].shape, _shape(spec, channels)
+        if not _fits(shape, needed):
+            other: Literal["NCHW", "NHWC"] = "NHWC" if spec.layout == "NCHW" else "NCHW"
+            advice = (
+                f'Write "layout": "{other}" in the description'
+                if _fits(shape, _shape(spec.model_copy(update={"layout": other}), channels))
+                else "Mend the description"
+            )
             raise ModelError(
                 f"{model}: the {what} {values[0].name} has shape {shape}, its description says "
-                f"(batch, {', '.join(map(str, needed))}). Export the model again."
-            )
-        if isinstance(shape[0], int):
-            raise ModelError(
-                f"{model}: the {what} {values[0].name} has a fixed batch of {shape[0]}, a batch of any "
-                "size is needed. Export it with a dynamic first axis."
+                f"(batch, {', '.join(map(str, needed))}). {advice}, or export the model again."
             )
         if values[0].type != "tensor(float)":
             raise ModelError(
                 f"{model}: the {what} {values[0].name} is {values[0].type}, float32 is needed."
             )
-    return inputs[0].name, outputs[0].name
+    batch = inputs[0].shape[0]
+    return inputs[0].name, outputs[0].name, batch if isinstance(batch, int) else None
+
+
+def _shape(spec: ModelSpec, channels: int) -> list[int]:
+    """Of one tile in the graph's layout."""
+    side = [spec.tile, spec.tile]
+    return [channels, *side] if spec.layout == "NCHW" else [*side, channels]
+
+
+def _fits(shape: Sequence[int | str | None], needed: list[int]) -> bool:
+    """Whether ``shape`` is a batch of ``needed``; a name or None stands for any size."""
+    return len(shape) == 4 and all(
+        not isinstance(size, int) or size == need for size, need in zip(shape[1:], needed, strict=True)
+    )
 
 
 def _per_band(values: list[float]) -> NDArray[np.float32]:

@@ -117,7 +117,7 @@ def place(make_model: Make, make_raster: Make, tmp_path_factory: pytest.TempPath
         ("scene.tif -m mute.onnx", "does not say which bands and classes", "mute.spec.json beside it"),
         ("scene.tif -m newer.onnx", "version 2, this program reads up to 1", "pip install -U"),
         ("scene.tif -m broken.onnx", "broken.onnx: the model description does not hold", "bands: "),
-        ("scene.tif -m shape.onnx", "6, 32, 32]", "says (batch, 6, 64, 64). Export the model again"),
+        ("scene.tif -m shape.onnx", "6, 32, 32]", "says (batch, 6, 64, 64). Mend the description"),
         ("scene.tif -m nan.onnx", "NaN or infinity for the tile at row 0, column 0", "Look at that"),
         ("scene.tif --device cuda", "The GPU was asked for", "--device cpu"),
         # Outputs.

@@ -160,11 +160,19 @@ def test_a_graph_of_any_size_fits_any_tile(make_spec: MakeSpec, tmp_path: Path) 
     np.testing.assert_array_equal(open_session(path).run(pixels), pixels)
 
 
-def test_a_batch_that_the_graph_fixes_is_refused(make_spec: MakeSpec, tmp_path: Path) -> None:
-    spec = make_spec(["blue", "green", "red", "nir"])
-    path = graph(tmp_path / "model.onnx", spec, TensorProto.FLOAT, 1, [1, 4, 64, 64])
-    with pytest.raises(ModelError, match="batch"):
-        open_session(path)
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_a_graph_with_a_batch_of_its_own_gives_what_one_for_any_batch_gives(
+    make_model: MakeModel, tmp_path: Path, size: int
+) -> None:
+    free = make_model(tmp_path / "free.onnx", kernels=(3,)).path
+    fixed = onnx.load(free)
+    for value in (fixed.graph.input[0], fixed.graph.output[0]):
+        value.type.tensor_type.shape.dim[0].dim_value = size
+    onnx.save(fixed, tmp_path / "fixed.onnx")
+    pixels = np.random.default_rng(0).random((5, 6, 64, 64), np.float32)
+    np.testing.assert_array_equal(
+        open_session(tmp_path / "fixed.onnx").run(pixels), open_session(free).run(pixels)
+    )
 
 
 def test_a_gpu_that_is_not_there_is_an_error_and_not_the_processor(
