@@ -35,6 +35,7 @@ class ModelInspection(BaseModel):
         lines += [
             f"    {band.name:<10} mean {band.mean:<8.4g} std {band.std:<8.4g} "
             f"valid {band.valid_range[0]:g} to {band.valid_range[1]:g}"
+            + (f", seen {band.seen[0]:.4g} to {band.seen[1]:.4g}" if band.seen else "")
             for band in spec.bands
         ]
         if spec.normalise:

@@ -30,10 +30,11 @@ from geodeploy.blend import Blend, Mosaic, check_finite, check_probabilities, so
 from geodeploy.errors import OutputError
 from geodeploy.machine import Stopwatch, peak_memory_bytes
 from geodeploy.raster import Raster, Stripe, check_range, ground_sample_distance_m, open_raster
-from geodeploy.report import BusyShares, ClassArea, Report
+from geodeploy.report import BusyShares, ClassArea, Report, UnseenShare
 from geodeploy.runtime import Device, Session, open_session
 from geodeploy.spec import ModelSpec
 from geodeploy.tiles import Tile, TileGrid
+from geodeploy.unseen import UnseenCount
 from geodeploy.writer import MapWriter, check_output
 
 log = logging.getLogger(__name__)
@@ -172,6 +173,7 @@ def map_scene(
         # Batches of nearly one size: nine tiles at eight a batch are five and four, not eight and one.
         batch_size = -(-len(grid) // -(-len(grid) // options.batch))
         read = reading.timed(raster.read)
+        count = UnseenCount(raster, spec.bands)
         mosaic = Mosaic(grid, spec.class_values, blend=options.blend, nodata=spec.nodata)
         with (
             MapWriter(
@@ -186,7 +188,8 @@ def map_scene(
             ) as writer,
             closing(read_ahead(read, raster.stripes(), workers=options.readers, ahead=2)) as stripes,
         ):
-            for batch in stack_tiles(cut_tiles(stripes, grid), raster, spec, size=batch_size):
+            counted = map(count.add, stripes)
+            for batch in stack_tiles(cut_tiles(counted, grid), raster, spec, size=batch_size):
                 with running:
                     probs = probabilities(session, batch)
                 tiles_run += len(batch.run)
@@ -201,14 +204,18 @@ def map_scene(
                         writer.write(strip.row, strip.classes)
                 if progress and strips:
                     progress(strips[-1].row + len(strips[-1].classes), raster.height)
+            unseen = count.shares()
             with writing:
-                writer.finish()
+                writer.finish(tags={"GEODEPLOY_UNSEEN": _unseen_tag(unseen)})
     seconds = time.perf_counter() - begun
     gsd_m = ground_sample_distance_m(raster.crs, raster.transform)
     valid_pixels = int(writer.counts[spec.class_values].sum())
     if not valid_pixels:
         notes.append(f"{source.name} holds no valid pixel: the whole map is nodata.")
         log.warning(notes[-1])
+    for note in _unseen_notes(source.name, unseen):
+        notes.append(note)
+        log.warning(note)
     return Report(
         scene=source,
         map=output,
@@ -246,6 +253,7 @@ def map_scene(
             )
             for item in spec.classes
         ),
+        unseen=unseen,
         warnings=tuple(notes),
     )
 
@@ -367,6 +375,21 @@ def _resolution_notes(raster: Raster, spec: ModelSpec) -> Iterator[str]:
             f"{raster.name} has pixels of {gsd_m:.3g} m, the model was trained on {spec.gsd_m:g} m: "
             "expect a poorer map, or resample the scene first (gdalwarp -tr)."
         )
+
+
+def _unseen_notes(scene: str, unseen: Sequence[UnseenShare] | None) -> Iterator[str]:
+    notable = [str(item) for item in unseen or () if item.is_notable]
+    if notable:
+        yield (
+            f"{scene} holds values that the model hardly ever saw in training, by share of its valid "
+            f"pixels: {', '.join(notable)}. Look at the map with care."
+        )
+
+
+def _unseen_tag(unseen: Sequence[UnseenShare] | None) -> str:
+    if unseen is None:
+        return "unknown"
+    return ", ".join(f"{item.band} {item.share:.1%}" for item in unseen)
 
 
 def _tags(session: Session, raster: Raster, options: PredictOptions, overlap: int) -> dict[str, str]:

@@ -4,6 +4,11 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+_EXPECTED = 0.001
+"""What lies beyond either end in training itself."""
+_NOTABLE = 0.02
+"""Ten times what lies outside in training itself: scenes like those of the training stay below."""
+
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
@@ -19,6 +24,36 @@ class ClassArea(_Frozen):
     """Of the pixels that hold data, 0 to 1."""
     area_m2: float | None
     """None where the CRS is geographic or absent."""
+
+
+class UnseenShare(_Frozen):
+    """How much of one band lies outside what the model saw in training."""
+
+    band: str
+    seen: tuple[float, float]
+    """What all but a thousandth of the training pixels lay in at either end, in the model's units."""
+    below: float
+    """Of the scene's valid pixels, 0 to 1."""
+    above: float
+    """Of the scene's valid pixels, 0 to 1."""
+
+    @property
+    def share(self) -> float:
+        """Of the valid pixels, below and above together."""
+        return self.below + self.above
+
+    @property
+    def is_notable(self) -> bool:
+        """Whether the user should hear of it."""
+        return self.share > _NOTABLE
+
+    def __str__(self) -> str:
+        sides = [
+            f"{share:.1%} {side}"
+            for share, side in ((self.below, "below"), (self.above, "above"))
+            if share > _EXPECTED
+        ]
+        return f"{self.band} {' and '.join(sides)} (seen {self.seen[0]:.4g} to {self.seen[1]:.4g})"
 
 
 class BusyShares(_Frozen):
@@ -61,6 +96,8 @@ class Report(_Frozen):
     """Of the whole process so far, earlier scenes included."""
     busy: BusyShares
     classes: tuple[ClassArea, ...]
+    unseen: tuple[UnseenShare, ...] | None
+    """Each band, from a regular sample of the scene; None if the model does not know what it saw."""
     warnings: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -79,4 +116,7 @@ class Report(_Frozen):
         if self.nodata_pixels:
             share = self.nodata_pixels / (self.height * self.width)
             lines.append(f"       {'(no data)':<20} {share:6.1%} of the scene")
+        notable = [str(item) for item in self.unseen or () if item.is_notable]
+        if notable:
+            lines.append(f"  hardly seen in training: {', '.join(notable)}")
         return "\n".join(lines)

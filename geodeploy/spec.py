@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -29,6 +30,16 @@ _PALETTE = (
 )  # fmt: skip
 
 
+def _ordered(pair: tuple[float, float]) -> tuple[float, float]:
+    if not pair[0] < pair[1]:
+        raise ValueError(f"needs the smaller number first, found {list(pair)}")
+    return pair
+
+
+Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
+"""Two numbers, the smaller one first."""
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
@@ -46,6 +57,9 @@ class Band(_Frozen):
     """In the spec's units."""
     valid_range: tuple[float, float]
     """What real data lies in, in the spec's units; far outside it a run stops."""
+    seen: Range | None = None
+    """What all but a thousandth of the training pixels lay in at either end, in the spec's units; None
+    when not known."""
 
 
 class SegmentationClass(_Frozen):

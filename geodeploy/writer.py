@@ -184,12 +184,16 @@ class MapWriter:
         if whole:
             self._flush(whole)
 
-    def finish(self) -> None:
-        """Make the COG and move it into place with its ``.aux.xml``."""
+    def finish(self, *, tags: Mapping[str, str] | None = None) -> None:
+        """Make the COG and move it into place with its ``.aux.xml``.
+
+        ``tags`` are written too: what is known only when the last row is.
+        """
         assert self._row == self._height, f"{self._row} of {self._height} rows"
         if self._pending_rows:
             self._flush(self._pending_rows)
         try:
+            self._dataset.update_tags(**(tags or {}))
             self._dataset.close()
             cog = self._folder / "map.tif"
             with _quiet():

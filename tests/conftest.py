@@ -134,11 +134,14 @@ def build_spec(
     overlap: int = 16,
     mean: float = 0.2,
     valid_range: tuple[float, float] = (-0.2, 1.6),
+    seen: tuple[float, float] | None = None,
     **more: Any,
 ) -> ModelSpec:
     return ModelSpec(
         name="tiny",
-        bands=tuple(Band(name=name, mean=mean, std=0.1, valid_range=valid_range) for name in bands),
+        bands=tuple(
+            Band(name=name, mean=mean, std=0.1, valid_range=valid_range, seen=seen) for name in bands
+        ),
         tile=tile,
         overlap=overlap,
         classes=tuple(

@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,14 @@ def test_a_model_tells_its_bands_classes_and_hash(pointwise: object) -> None:
     text = str(found)
     for needed in ("swir22", "class 3", "64 x 64", found.sha256):
         assert needed in text
+
+
+def test_a_model_tells_what_it_saw_in_training_if_it_knows(
+    tmp_path: Path, make_model: Callable[..., Any], make_spec: Callable[..., Any], pointwise: object
+) -> None:
+    model = make_model(tmp_path / "model.onnx", make_spec(seen=(0.0123, 0.7)))
+    assert "valid -0.2 to 1.6, seen 0.0123 to 0.7" in str(inspect(model.path))
+    assert "seen" not in str(inspect(pointwise.path))
 
 
 def test_a_map_tells_what_made_it(tmp_path: Path, pointwise: object, real_scene: Path) -> None:

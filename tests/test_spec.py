@@ -81,6 +81,8 @@ def test_a_spec_survives_the_way_through_json(
         ({"classes": [{"value": 255, "name": "x", "color": "#000000"}] * 2}, "classes.0.value: "),
         ({"classes": [{"value": 1, "name": "x", "color": "red"}] * 2}, "classes.0.color: "),
         ({"timesteps": 3}, "timesteps: "),
+        ({"bands": [AS_DESIGNED["bands"][0] | {"seen": [0.5, 0.5]}]}, "seen: .*smaller number first"),
+        ({"bands": [AS_DESIGNED["bands"][0] | {"seen": [0.5]}]}, "bands.0.seen"),
     ],
 )
 def test_what_does_not_hold_is_told_in_one_line_that_names_file_and_field(
@@ -92,6 +94,15 @@ def test_what_does_not_hold_is_told_in_one_line_that_names_file_and_field(
     assert "\n" not in str(caught.value)
     assert isinstance(caught.value, GeodeployError)
     assert isinstance(caught.value, ValueError)
+
+
+def test_what_was_seen_in_training_is_kept_where_it_is_known() -> None:
+    old = read(AS_DESIGNED)
+    assert old.bands[0].seen is None
+    assert "seen" not in old.to_json()
+    new = read(AS_DESIGNED | {"bands": [AS_DESIGNED["bands"][0] | {"seen": [0.01, 0.7]}]})
+    assert new.bands[0].seen == (0.01, 0.7)
+    assert ModelSpec.from_json(new.to_json(), source="") == new
 
 
 def test_two_classes_must_differ_in_value_and_in_name() -> None:

@@ -41,10 +41,12 @@ def _input(spec: ModelSpec) -> str:
     gsd = f"about {spec.gsd_m:g} m" if spec.gsd_m else "not fixed"
     rows = [
         f"| {band.name} | {band.mean:.4g} | {band.std:.4g} | "
-        f"{band.valid_range[0]:g} to {band.valid_range[1]:g} |"
+        f"{band.valid_range[0]:g} to {band.valid_range[1]:g} | "
+        + (f"{band.seen[0]:.4g} to {band.seen[1]:.4g} |" if band.seen else "not known |")
         for band in spec.bands
     ]
-    table = "\n".join(["| band | mean | std | valid range |", "|---|---|---|---|", *rows])
+    header = "| band | mean | std | valid range | seen in training |"
+    table = "\n".join([header, "|---|---|---|---|---|", *rows])
     return (
         f"## Input\n\nTiles of {spec.tile} x {spec.tile} pixels, {spec.units}, ground sample distance "
         f"{gsd}. Normalisation ({spec.scaling}) is part of the model.\n\n{table}"

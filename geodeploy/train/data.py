@@ -163,18 +163,23 @@ def split(codes: NDArray[np.uint8], scene: Scene, blocks: Blocks, classes: int) 
     return np.full(codes.shape, TRAINING if scene.split == "train" else VALIDATION, np.uint8)
 
 
+def training_pixels(scenes: Sequence[LabelledScene]) -> Iterator[NDArray[np.float32]]:
+    """The valid training pixels (C, n) of all scenes, labelled or not, stripe by stripe."""
+    for scene in scenes:
+        for window in scene.raster.stripes():
+            pixels, valid = scene.raster.read_pixels(window)
+            yield pixels[:, valid & (scene.part[window.toslices()] == TRAINING)]
+
+
 def compute_statistics(scenes: Sequence[LabelledScene], bands: int) -> Statistics:
     """Mean and deviation of the valid training pixels, labelled or not, read stripe by stripe."""
     count = 0
     total, squares = np.zeros(bands), np.zeros(bands)
-    for scene in scenes:
-        for window in scene.raster.stripes():
-            pixels, valid = scene.raster.read_pixels(window)
-            chosen = valid & (scene.part[window.toslices()] == TRAINING)
-            values = pixels[:, chosen].astype(np.float64)
-            count += values.shape[1]
-            total += values.sum(axis=1)
-            squares += np.square(values).sum(axis=1)
+    for pixels in training_pixels(scenes):
+        values = pixels.astype(np.float64)
+        count += values.shape[1]
+        total += values.sum(axis=1)
+        squares += np.square(values).sum(axis=1)
     if count == 0:
         raise LabelError("No training pixel holds data: the images are empty where they train.")
     mean = total / count

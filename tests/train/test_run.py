@@ -211,6 +211,24 @@ def test_a_run_in_a_folder_that_is_missing_is_refused_before_any_work(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_run_knows_what_it_saw_whether_its_statistics_are_computed_or_given(
+    recipe_file: Path, tmp_path: Path, tune: Tune
+) -> None:
+    from geodeploy.train.data import open_scenes
+    from geodeploy.train.seen import compute_seen
+
+    with open_scenes(load_recipe(recipe_file)) as scenes:
+        needed = compute_seen(scenes, 6)
+    assert tuple(band.seen for band in ModelSpec.read(tune() / "spec.json").bands) == needed
+    given = f"data.statistics={{mean={[0.2] * 6}, std={[0.1] * 6}}}"
+    train(recipe_file, tmp_path / "run", overrides=[given, "training.steps=1"])
+    spec = ModelSpec.read(tmp_path / "run" / "spec.json")
+    assert [band.mean for band in spec.bands] == [0.2] * 6
+    assert tuple(band.seen for band in spec.bands) == needed
+    low, high = needed[0]
+    assert f"| {low:.4g} to {high:.4g} |" in (tmp_path / "run" / "README.md").read_text()
+
+
 def test_a_mistake_in_the_recipe_leaves_nothing(recipe_file: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError):
         train(recipe_file, tmp_path / "run", overrides=["training.step=1"])
