@@ -43,6 +43,8 @@ _LANDSAT = {4: _TM, 5: _TM, 7: _TM | {"8": "pan"}, 8: _OLI, 9: _OLI}
 # The broad and the narrow near infrared serve the same models; either stands in for the other.
 _STAND_INS = {"nir": "nir08", "nir08": "nir"}
 
+# GDAL's driver for Sentinel-2 describes a band as "B4, central wavelength 665 nm".
+_WAVELENGTH = re.compile(r",\s*central wavelength.*", re.IGNORECASE)
 _NUMBERED = re.compile(r"^(?:(?:SR|ST|TOA|RT)_)?B0?(\d{1,2}A?)$", re.IGNORECASE)
 _LANDSAT_FILE = re.compile(r"^L[COTEM]0?([45789])(?!\d)", re.IGNORECASE)
 _LANDSAT_WORD = re.compile(r"LANDSAT[ _-]?([45789])(?!\d)", re.IGNORECASE)
@@ -56,24 +58,37 @@ def landsat_number(*hints: str) -> int | None:
         for match in (_LANDSAT_FILE.match(hint), _LANDSAT_WORD.search(hint))
         if match
     }
+    # The Landsat half of HLS joins 8 and 9, whose bands are the same.
+    found |= {8 for hint in hints if re.match(r"HLS\.L30\.", hint, re.IGNORECASE)}
     return found.pop() if len(found) == 1 else None
 
 
 def common_names(names: Sequence[str | None], *, landsat: int | None = None) -> list[str | None]:
     """The STAC common name of each band, None where the name is missing or could mean two things."""
+    by_gdal = any(_WAVELENGTH.search(name or "") for name in names)
+    names = [_WAVELENGTH.sub("", name or "") for name in names]
     numbers = [match[1].upper() if (match := _NUMBERED.match(name or "")) else None for name in names]
     if landsat is not None:
         table = _LANDSAT[landsat]
-    elif {"8A", "12"} & set(numbers) or "B08" in {(name or "").upper() for name in names}:
+    elif by_gdal or {"8A", "12"} & set(numbers) or "B08" in {(name or "").upper() for name in names}:
         table = _SENTINEL2  # no Landsat has an 8A or a 12, and HLS writes no Landsat band as B08
     else:
         # Two digits are the writing of Sentinel-2 and of HLS, which agree on these three alone.
         two_digits = any(re.search(r"B0\d$", name or "", re.IGNORECASE) for name in names)
         table = {key: _SENTINEL2[key] for key in ("2", "3", "4")} if two_digits else {}
     return [
-        table.get(number) if number else _WORDS.get(re.sub(r"[\s_-]", "", name or "").lower())
+        table.get(number) if number else _WORDS.get(_word(name))
         for name, number in zip(names, numbers, strict=True)
     ]
+
+
+def is_band_name(text: str) -> bool:
+    """Whether ``text`` names a band, be it ambiguous."""
+    return bool(_NUMBERED.match(text)) or _word(text) in _WORDS
+
+
+def _word(name: str | None) -> str:
+    return re.sub(r"[\s_-]", "", name or "").lower()
 
 
 def match_bands(
@@ -82,6 +97,7 @@ def match_bands(
     *,
     source: str,
     landsat: int | None = None,
+    known: Sequence[str | None] | None = None,
     select: Sequence[str] | None = None,
 ) -> tuple[list[int], list[str]]:
     """The 1-based numbers of the ``needed`` bands among ``names``, and warnings about the choice.
@@ -91,6 +107,7 @@ def match_bands(
         needed: Common names in the model's order.
         source: The file's name, for errors.
         landsat: The Landsat's number where the file says it.
+        known: Common names that metadata give beyond doubt, None for bands of which they do not.
         select: What the user gave with ``--bands``: names or 1-based numbers in the model's order.
 
     Raises:
@@ -108,7 +125,8 @@ def match_bands(
             f"{source} has {_count(len(names))} without names, the model needs {len(needed)}: "
             f"{', '.join(needed)}. {_advice(names, needed)}"
         )
-    known = common_names(names, landsat=landsat)
+    guessed = common_names(names, landsat=landsat)
+    known = [told or guess for told, guess in zip(known or guessed, guessed, strict=True)]
     indexes, warnings = [], []
     for want in needed:
         found = [index for index, name in enumerate(names, 1) if name == want] or [

@@ -12,10 +12,11 @@ from rasterio.enums import Resampling
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
+from geodeploy.dataset import open_dataset, reading
 from geodeploy.errors import LabelError
 from geodeploy.labels import IGNORED, class_positions, ignored_values
 from geodeploy.predict import PredictOptions, Progress, map_scene
-from geodeploy.raster import open_dataset, reading
+from geodeploy.raster import open_raster
 from geodeploy.runtime import open_session
 from geodeploy.scores import Scores, confusion_matrix
 from geodeploy.spec import NODATA, ModelSpec
@@ -63,7 +64,7 @@ def evaluate(
                 "one band of whole numbers."
             )
         found = Path(folder) / "map.tif"
-        with _on_grid_of(image, label_file, session.spec) as aligned:
+        with _on_grid_of(image, label_file, session.spec, options) as aligned:
             map_scene(image, session, found, options, progress)
             with rasterio.open(found) as mapped:
                 scores = _compare(mapped, aligned, session.spec, labels)
@@ -97,9 +98,9 @@ def _compare(mapped: Any, labels: Any, spec: ModelSpec, source: Path) -> Scores:
 
 
 @contextmanager
-def _on_grid_of(image: Path, labels: Any, spec: ModelSpec) -> Iterator[Any]:
+def _on_grid_of(image: Path, labels: Any, spec: ModelSpec, options: PredictOptions) -> Iterator[Any]:
     """``labels`` as they lie on the grid of ``image``."""
-    with open_dataset(image) as scene:
+    with open_raster(image, band_names=spec.band_names, select=options.bands) as scene:
         crs, transform, width, height = scene.crs, scene.transform, scene.width, scene.height
         # Not the scene's corner alone: half a pixel over its whole length is a shift too.
         pixel = min(abs(transform.a) + abs(transform.b), abs(transform.d) + abs(transform.e))

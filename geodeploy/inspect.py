@@ -5,8 +5,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from geodeploy.dataset import open_dataset
 from geodeploy.errors import ModelError
-from geodeploy.raster import open_dataset
 from geodeploy.spec import ModelSpec
 
 _PREFIX = "GEODEPLOY_"

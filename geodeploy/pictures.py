@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from geodeploy.bands import common_names
-from geodeploy.raster import open_dataset
+from geodeploy.dataset import open_dataset
 from geodeploy.scores import Scores
 from geodeploy.spec import NODATA, SegmentationClass
 

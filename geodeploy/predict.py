@@ -32,6 +32,7 @@ from geodeploy.machine import Stopwatch, peak_memory_bytes
 from geodeploy.raster import Raster, Stripe, check_range, ground_sample_distance_m, open_raster
 from geodeploy.report import BusyShares, ClassArea, Report, UnseenShare
 from geodeploy.runtime import Device, Session, open_session
+from geodeploy.source import stem
 from geodeploy.spec import ModelSpec
 from geodeploy.tiles import Tile, TileGrid
 from geodeploy.unseen import UnseenCount
@@ -86,7 +87,7 @@ def predict(
     """Write the model's class map of ``source`` to ``output``.
 
     Args:
-        source: A raster file that GDAL reads.
+        source: A raster file that GDAL reads, or what else `find_source` takes for a scene.
         model: An ONNX file with its description, or a RUN; None for the model that comes along.
         output: The map; None for ``<stem>_map.tif`` in the current folder.
         options: How to run; None for the defaults.
@@ -139,11 +140,11 @@ def default_model() -> Path:
 def map_paths(scenes: Sequence[Path], output: Path | None) -> list[Path]:
     """Where the maps of ``scenes`` go."""
     if len(scenes) == 1 and not (output is not None and output.is_dir()):
-        return [output or Path(f"{scenes[0].stem}_map.tif")]
+        return [output or Path(f"{stem(scenes[0])}_map.tif")]
     if output is None or not output.is_dir():
         found = "none was given" if output is None else f"{output} is not a folder"
         raise OutputError(f"{len(scenes)} scenes need a folder that exists for -o; {found}.")
-    outputs = [output / f"{scene.stem}_map.tif" for scene in scenes]
+    outputs = [output / f"{stem(scene)}_map.tif" for scene in scenes]
     for place in outputs:
         if outputs.count(place) > 1:
             raise OutputError(

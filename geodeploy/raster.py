@@ -3,29 +3,28 @@
 import logging
 import math
 import threading
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rasterio
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio.crs import CRS
-from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.enums import MaskFlags
 from rasterio.windows import Window
 
-from geodeploy.bands import common_names, landsat_number, match_bands
+from geodeploy.bands import landsat_number, match_bands
+from geodeploy.dataset import open_dataset, open_quietly, reading
 from geodeploy.errors import RangeError, SourceError
+from geodeploy.layer import Grid, Layer
+from geodeploy.resample import Axis
+from geodeploy.source import Asset, Source, alpha_bands, find_source
 from geodeploy.spec import Band
 
 log = logging.getLogger(__name__)
-
-_ALPHA = ColorInterp.alpha
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,27 +41,24 @@ class Stripe:
 
 @dataclass(slots=True)
 class Raster:
-    """The model's bands of an open file. Close it, or use `open_raster`, after all readers are done.
+    """The model's bands of a scene. Close it, or use `open_raster`, after all readers are done.
 
-    Any thread may read: each gets its own dataset handle, as GDAL asks for.
+    Any thread may read: each gets its own dataset handles, as GDAL asks for.
     """
 
-    path: Path
+    name: str
+    """The scene's, for messages."""
+    layers: list[Layer]
+    """The files in which the bands lie; one, unless the scene comes in several."""
     indexes: list[int]
-    """1-based numbers of the model's bands in the file."""
+    """1-based numbers of the model's bands among those of the scene."""
     height: int
     width: int
     crs: CRS | None
     transform: Affine
     block_rows: int
-    """Rows of the file's own blocks."""
+    """Rows of the files' own blocks."""
     dtype: np.dtype[Any]
-    nodata: list[float | None]
-    """Of each of the model's bands."""
-    masked: bool
-    """Whether an alpha band or a mask says which pixels hold data."""
-    bands_masked: bool
-    """Whether bands have masks of their own, as in a VRT."""
     scales: NDArray[np.float32]
     """(C, 1, 1): what stored values are multiplied with."""
     offsets: NDArray[np.float32]
@@ -70,15 +66,10 @@ class Raster:
     is_bare: bool
     """Whether neither the file nor the user gives a scale or an offset."""
     notes: list[str]
-    """What the user should know about how the file was read."""
+    """What the user should know about how the scene was read."""
     _local: threading.local = field(default_factory=threading.local)
     _handles: list[Any] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    @property
-    def name(self) -> str:
-        """The file's name, for messages."""
-        return self.path.name
 
     def stripes(self, rows: int = 256) -> Iterator[Window]:
         """Windows of whole rows, about ``rows`` high, that cut no block of the file in two."""
@@ -92,10 +83,15 @@ class Raster:
         Raises:
             SourceError: the file breaks off or cannot be decoded there.
         """
-        with reading(self.path, window):
-            dataset = self._dataset()
-            stored = self._stored(dataset, window)
-            valid = self._valid(dataset, stored, window)
+        if len(self.layers) == 1:
+            stored, valid = self._read_layer(0, window)
+            return Stripe(window.row_off, stored, valid)
+        shape = (int(window.height), int(window.width))
+        stored = np.empty((len(self.indexes), *shape), self.dtype)
+        valid = np.ones(shape, bool)
+        for number, layer in enumerate(self.layers):
+            stored[layer.places], present = self._read_layer(number, window)
+            valid &= present
         return Stripe(window.row_off, stored, valid)
 
     def read_pixels(self, window: Window) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
@@ -116,39 +112,24 @@ class Raster:
         return pixels
 
     def close(self) -> None:
-        """Close every thread's handle. No thread may be reading."""
+        """Close every thread's handles. No thread may be reading."""
         with self._lock:
             for dataset in self._handles:
                 dataset.close()
             self._handles.clear()
 
-    def _dataset(self) -> Any:
-        dataset = getattr(self._local, "dataset", None)
-        if dataset is None:
-            dataset = _open_quietly(self.path)
-            self._local.dataset = dataset
+    def _read_layer(self, number: int, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        layer = self.layers[number]
+        with reading(layer.path, window):
+            return layer.read(self._dataset(number), window)
+
+    def _dataset(self, number: int) -> Any:
+        datasets: dict[int, Any] = self._local.__dict__.setdefault("datasets", {})
+        if number not in datasets:
+            datasets[number] = open_quietly(self.layers[number].path)
             with self._lock:
-                self._handles.append(dataset)
-        return dataset
-
-    def _stored(self, dataset: Any, window: Window) -> NDArray[Any]:
-        if len({dataset.dtypes[index - 1] for index in self.indexes}) == 1:
-            return np.asarray(dataset.read(self.indexes, window=window))
-        # rasterio reads bands of several types, as a VRT may stack them, only one by one.
-        return np.stack([dataset.read(i, window=window, out_dtype=self.dtype) for i in self.indexes])
-
-    def _valid(self, dataset: Any, stored: NDArray[Any], window: Window) -> NDArray[np.bool_]:
-        valid = np.ones(stored.shape[1:], bool)
-        for values, nodata in zip(stored, self.nodata, strict=True):
-            if stored.dtype.kind == "f":
-                valid &= np.isfinite(values)
-            if nodata is not None and not math.isnan(nodata):
-                valid &= values != nodata
-        if self.masked:
-            valid &= dataset.dataset_mask(window=window) > 0
-        if self.bands_masked:
-            valid &= (dataset.read_masks(self.indexes, window=window) > 0).all(axis=0)
-        return valid
+                self._handles.append(datasets[number])
+        return datasets[number]
 
 
 @contextmanager
@@ -160,20 +141,23 @@ def open_raster(
     scale: float = 1.0,
     offset: float = 0.0,
 ) -> Iterator[Raster]:
-    """The bands ``band_names`` of the raster at ``path``, in that order.
+    """The bands ``band_names`` of the scene at ``path``, in that order, on one grid.
+
+    The grid is that of the band with the smallest pixels; the others are resampled to it as they are
+    read, linearly.
 
     Args:
-        path: Any raster file that GDAL reads.
+        path: What `find_source` takes: a raster file, or several that make a scene.
         band_names: The model's bands, by STAC common name.
-        select: Names or 1-based numbers of the file's bands, in the model's order.
+        select: Names or 1-based numbers of the scene's bands, in the model's order.
         scale: What values are multiplied with after the file's own scale and offset tags.
         offset: What is added then.
 
     Raises:
-        SourceError: the file is missing or not a raster.
-        BandError: its bands are not those of the model.
+        SourceError: a file is missing or not a raster, or the files do not fit together.
+        BandError: the bands are not those of the model.
     """
-    raster = _open(path, band_names, select, scale, offset)
+    raster = _open(find_source(path, with_alpha=select is not None), band_names, select, scale, offset)
     try:
         yield raster
     finally:
@@ -181,113 +165,133 @@ def open_raster(
 
 
 def _open(
-    path: Path,
+    source: Source,
     band_names: Sequence[str],
     select: Sequence[str] | None,
     scale: float,
     offset: float,
 ) -> Raster:
-    with open_dataset(path) as dataset:
-        # GDAL marks the fourth band of any four 8-bit bands as alpha: near infrared, more often than
-        # not. A band with a name of its own, or one that --bands asks for, is data.
-        alpha = {
-            index
-            for index, meaning in enumerate(dataset.colorinterp, 1)
-            if meaning == _ALPHA and not common_names([dataset.descriptions[index - 1]])[0]
-        }
-        usable = [index for index in dataset.indexes if select is not None or index not in alpha]
-        tags = dataset.tags()
-        positions, notes = match_bands(
-            [dataset.descriptions[index - 1] or None for index in usable],
-            band_names,
-            source=path.name
-            if len(usable) == dataset.count
-            else f"{path.name} without its alpha band {', '.join(map(str, sorted(alpha)))}",
-            landsat=landsat_number(path.name, tags.get("SPACECRAFT_ID", ""), tags.get("PLATFORM", "")),
-            select=select,
+    indexes, notes = match_bands(
+        [asset.name for asset in source.assets],
+        band_names,
+        source=source.name + source.left_out,
+        landsat=landsat_number(*source.hints),
+        known=[asset.common_name for asset in source.assets],
+        select=select,
+    )
+    chosen = [source.assets[index - 1] for index in indexes]
+    opened = [
+        _open_layer(path, [(place, asset) for place, asset in enumerate(chosen) if asset.path == path])
+        for path in dict.fromkeys(asset.path for asset in chosen)
+    ]
+    grid = min((layer.grid for layer, _, _ in opened), key=lambda grid: abs(grid.transform.determinant))
+    layers = [_on_grid(layer, grid, source.name) for layer, _, _ in opened]
+    file_scales, file_offsets = np.ones(len(chosen)), np.zeros(len(chosen))
+    for layer, scales, offsets in opened:
+        file_scales[layer.places], file_offsets[layer.places] = scales, offsets
+    if grid.crs is None:
+        notes.append(
+            f"{source.name} has no CRS: the map will have none either, and no areas in square metres."
         )
-        indexes = [usable[position - 1] for position in positions]
-        if dataset.crs is None:
-            notes.append(
-                f"{path.name} has no CRS: the map will have none either, and no areas in square metres."
-            )
-        chosen = [index - 1 for index in indexes]
-        types = [np.dtype(dataset.dtypes[index]) for index in chosen]
+    shape = (len(chosen), 1, 1)
+    return Raster(
+        name=source.name,
+        layers=layers,
+        indexes=indexes,
+        height=grid.height,
+        width=grid.width,
+        crs=grid.crs,
+        transform=grid.transform,
+        block_rows=max(layer.block_rows for layer in layers if layer.axes is None),
+        dtype=np.result_type(*(layer.dtype for layer in layers)),
+        scales=(file_scales * scale).astype(np.float32).reshape(shape),
+        offsets=(file_offsets * np.array(scale) + offset).astype(np.float32).reshape(shape),
+        is_bare=(scale, offset) == (1, 0) and {*file_scales, *file_offsets} <= {0, 1},
+        notes=notes,
+    )
+
+
+def _open_layer(
+    path: str, chosen: Sequence[tuple[int, Asset]]
+) -> tuple[Layer, list[float], list[float]]:
+    """How the ``chosen`` bands, each with its place among the model's, lie in the file at ``path``.
+
+    With the layer come the scale and the offset of each of its bands.
+    """
+    with open_dataset(path) as dataset:
+        assets = [asset for _, asset in chosen]
+        indexes = [asset.index for asset in assets]
+        types = [np.dtype(dataset.dtypes[index - 1]) for index in indexes]
         if any(kind.kind == "c" for kind in types):
             raise SourceError(
-                f"{path.name} holds complex numbers; a model takes real ones. Convert it first, "
+                f"{Path(path).name} holds complex numbers; a model takes real ones. Convert it first, "
                 "to intensity for instance."
             )
-        alpha -= set(indexes)
-        flags = {flag for index in chosen for flag in dataset.mask_flag_enums[index]}
-        file_scales = np.array([dataset.scales[index] for index in chosen], np.float64)
-        file_offsets = np.array([dataset.offsets[index] for index in chosen], np.float64)
-        shape = (len(chosen), 1, 1)
-        return Raster(
+        alpha = set(alpha_bands(dataset)) - set(indexes)
+        flags = [dataset.mask_flag_enums[index - 1] for index in indexes]
+        every_flag = {flag for of_band in flags for flag in of_band}
+        layer = Layer(
             path=path,
             indexes=indexes,
-            height=dataset.height,
-            width=dataset.width,
-            crs=dataset.crs,
-            transform=dataset.transform,
-            block_rows=max(rows for rows, _ in dataset.block_shapes),
+            places=[place for place, _ in chosen],
             dtype=np.result_type(*types),
-            nodata=[dataset.nodatavals[index] for index in chosen],
-            masked=bool(alpha) or (MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags),
-            bands_masked=not all(dataset.mask_flag_enums[index] for index in chosen),
-            scales=(file_scales * scale).astype(np.float32).reshape(shape),
-            offsets=(file_offsets * scale + offset).astype(np.float32).reshape(shape),
-            is_bare=(scale, offset) == (1, 0) and {*file_scales, *file_offsets} <= {0, 1},
-            notes=notes,
+            one_type=len(set(types)) == 1,
+            nodata=[
+                dataset.nodatavals[asset.index - 1] if asset.nodata is None else asset.nodata
+                for asset in assets
+            ],
+            masked=bool(alpha)
+            or (MaskFlags.per_dataset in every_flag and MaskFlags.alpha not in every_flag),
+            bands_masked=not all(flags),
+            grid=Grid(dataset.crs, dataset.transform, dataset.height, dataset.width),
+            block_rows=max(rows for rows, _ in dataset.block_shapes),
         )
+        scales = [
+            dataset.scales[asset.index - 1] if asset.scale is None else asset.scale for asset in assets
+        ]
+        offsets = [
+            dataset.offsets[asset.index - 1] if asset.offset is None else asset.offset
+            for asset in assets
+        ]
+        return layer, scales, offsets
 
 
-@contextmanager
-def open_dataset(path: Path) -> Iterator[Any]:
-    """A rasterio dataset, or a SourceError that says what is wrong with ``path``."""
-    # With a colon it may be a subdataset, such as NETCDF:file.nc:name: GDAL knows whether it is there.
-    if ":" not in str(path) and not str(path).startswith("/vsi") and not path.exists():
-        raise SourceError(f"{path} does not exist. Check the path; a raster file is needed.")
-    try:
-        dataset = _open_quietly(path)
-    except RasterioError as error:
-        if path.is_dir():
-            raise SourceError(f"{path} is a folder; a raster file is needed.") from error
+def _on_grid(layer: Layer, grid: Grid, scene: str) -> Layer:
+    """``layer`` with its place on ``grid``, where that is not its own."""
+    own, file = layer.grid, Path(layer.path).name
+    if own.crs != grid.crs:
         raise SourceError(
-            f"{path} is not a raster that GDAL {rasterio.__gdal_version__} can open "
-            f"({_reason(error)}). A whole GeoTIFF, COG, JP2, VRT or the like is needed; if this was "
-            "one, it is damaged or truncated: fetch it again."
-        ) from error
-    with dataset:
-        if dataset.count == 0:
-            raise SourceError(
-                f"{path} has no bands of its own, only subdatasets. Name one: "
-                f"{(dataset.subdatasets or ['none found'])[0]}."
-            )
-        yield dataset
-
-
-@contextmanager
-def reading(path: Path, window: Window) -> Iterator[None]:
-    """Make what GDAL raises while ``window`` of ``path`` is read a SourceError."""
-    try:
-        yield
-    except RasterioError as error:
+            f"{scene}: {file} is in {own.crs or 'no CRS'}, other bands in {grid.crs or 'no CRS'}. "
+            "Bring them to one CRS first (gdalwarp -t_srs)."
+        )
+    # Edges of the grid's pixels among the file's: x' = a x + b y + c, y' = d x + e y + f.
+    among = ~own.transform @ grid.transform
+    corner = among @ (grid.width, grid.height)
+    same_place = max(abs(among.c), abs(among.f)) < 0.01 and np.allclose(
+        corner, (grid.width, grid.height), rtol=0, atol=0.01
+    )
+    if same_place and (own.height, own.width) == (grid.height, grid.width):
+        return layer
+    if own.crs is None:
         raise SourceError(
-            f"{path}: rows {window.row_off} to {window.row_off + window.height} cannot be "
-            f"read ({_reason(error)}). The file is damaged or truncated: fetch it again."
-        ) from error
-
-
-_OPENING = threading.Lock()
-
-
-def _open_quietly(path: Path) -> Any:
-    # A raster without georeference is normal here and told to the user once, as a warning of ours.
-    # Python's warning filters belong to the whole process, hence the lock.
-    with _OPENING, warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        return rasterio.open(path)
+            f"{scene}: {file} has {own.height} x {own.width} pixels, another band {grid.height} x "
+            f"{grid.width}, and neither has a CRS to bring them together by."
+        )
+    if (
+        max(abs(among.b), abs(among.d)) * max(grid.width, grid.height) > 0.01
+        or among.a < 0
+        or among.e < 0
+    ):
+        raise SourceError(
+            f"{scene}: {file} is turned or flipped against the other bands. Bring them to one grid "
+            "first (gdalwarp)."
+        )
+    axes = Axis(among.e, among.f, own.height), Axis(among.a, among.c, own.width)
+    if axes[0].covered(0, grid.height)[0] == axes[0].covered(0, grid.height)[1] or (
+        axes[1].covered(0, grid.width)[0] == axes[1].covered(0, grid.width)[1]
+    ):
+        raise SourceError(f"{scene}: {file} shows another place than the other bands.")
+    return replace(layer, axes=axes)
 
 
 _EIGHT_BITS = 1 / 255
@@ -358,10 +362,3 @@ def ground_sample_distance_m(crs: CRS | None, transform: Affine) -> float | None
         return None
     _, factor = crs.linear_units_factor
     return math.sqrt(abs(transform.determinant)) * float(factor)
-
-
-def _reason(error: BaseException) -> str:
-    """GDAL's own words: the deepest cause, in one line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return " ".join(str(error).split()).rstrip(".")

@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
+from geodeploy.dataset import open_dataset, reading
 from geodeploy.errors import BandError, LabelError, RangeError, RecipeError, SourceError
 from geodeploy.labels import IGNORED, class_positions, ignored_values
-from geodeploy.raster import Raster, check_range, open_dataset, open_raster, reading
+from geodeploy.raster import Raster, check_range, open_raster
 from geodeploy.spec import Band
 from geodeploy.tiles import Tile, TileGrid
 from geodeploy.train.recipe import Blocks, Recipe, Scene, Statistics

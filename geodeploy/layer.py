@@ -1,0 +1,112 @@
+"""Read bands of one file as they lie on the raster's grid."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from affine import Affine
+from numpy.typing import NDArray
+from rasterio.crs import CRS
+from rasterio.windows import Window
+
+from geodeploy.resample import Axis, resample
+
+_SOURCE_ROWS = 512
+"""Rows of a file resampled at a time: what is held beside the result is a few times as many floats."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Where the pixels of a raster lie."""
+
+    crs: CRS | None
+    transform: Affine
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Those of the model's bands that lie in one file."""
+
+    path: str
+    """What GDAL opens."""
+    indexes: list[int]
+    """1-based numbers of the bands in the file."""
+    places: list[int]
+    """Of the same bands among the model's, from 0."""
+    dtype: np.dtype[Any]
+    one_type: bool
+    """Whether all are stored as ``dtype``."""
+    nodata: list[float | None]
+    masked: bool
+    """Whether an alpha band or a mask says which pixels hold data."""
+    bands_masked: bool
+    """Whether bands have masks of their own, as in a VRT."""
+    grid: Grid
+    """The file's own."""
+    block_rows: int
+    """Rows of the file's blocks."""
+    axes: tuple[Axis, Axis] | None = None
+    """The raster's rows and columns among the file's; None where the grids are one."""
+
+    def read(self, dataset: Any, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Stored values (bands, h, w) and valid pixels (h, w) of ``window`` of the raster."""
+        if self.axes is None:
+            return self._as_stored(dataset, window)
+        return self._resampled(dataset, window, *self.axes)
+
+    def _as_stored(self, dataset: Any, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        if self.one_type:
+            stored = np.asarray(dataset.read(self.indexes, window=window))
+        else:
+            # rasterio reads bands of several types, as a VRT may stack them, only one by one.
+            stored = np.stack(
+                [dataset.read(i, window=window, out_dtype=self.dtype) for i in self.indexes]
+            )
+        return stored, self._valid(dataset, stored, window)
+
+    def _valid(self, dataset: Any, stored: NDArray[Any], window: Window) -> NDArray[np.bool_]:
+        valid = np.ones(stored.shape[1:], bool)
+        for values, nodata in zip(stored, self.nodata, strict=True):
+            if stored.dtype.kind == "f":
+                valid &= np.isfinite(values)
+            if nodata is not None and not np.isnan(nodata):
+                valid &= values != nodata
+        if self.masked:
+            valid &= dataset.dataset_mask(window=window) > 0
+        if self.bands_masked:
+            valid &= (dataset.read_masks(self.indexes, window=window) > 0).all(axis=0)
+        return valid
+
+    def _resampled(
+        self, dataset: Any, window: Window, rows: Axis, cols: Axis
+    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        stored = np.zeros((len(self.indexes), window.height, window.width), self.dtype)
+        valid = np.zeros((window.height, window.width), bool)
+        left, right = cols.covered(window.col_off, window.col_off + window.width)
+        top, bottom = rows.covered(window.row_off, window.row_off + window.height)
+        if left == right:
+            return stored, valid
+        first, last = cols.needed(left, right)
+        step = max(1, int(_SOURCE_ROWS / rows.step))
+        for begin in range(top, bottom, step):
+            end = min(begin + step, bottom)
+            above, below = rows.needed(begin, end)
+            source, present = self._as_stored(
+                dataset, Window(first, above, last - first, below - above)
+            )
+            part = np.s_[
+                begin - window.row_off : end - window.row_off,
+                left - window.col_off : right - window.col_off,
+            ]
+            for place, values in enumerate(source):
+                stored[place][part], valid[part] = resample(
+                    values,
+                    present,
+                    rows,
+                    cols,
+                    corner=(above, first),
+                    window=(slice(begin, end), slice(left, right)),
+                )
+        return stored, valid

@@ -1,0 +1,160 @@
+"""Find the bands of a scene, whatever it comes as: one file, or several that belong together."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rasterio.enums import ColorInterp
+
+from geodeploy.bands import common_names, is_band_name
+from geodeploy.dataset import gdal_name, open_dataset
+from geodeploy.errors import SourceError
+
+RASTERS = (".tif", ".tiff", ".jp2", ".img", ".vrt", ".dat", ".bsq", ".bil")
+"""What is taken for a raster in a folder, by the end of its name."""
+_SIDECARS = (".aux.xml", ".msk", ".ovr", ".hdr", ".prj", ".tfw", ".xml", ".json", ".txt")
+
+
+@dataclass(frozen=True, slots=True)
+class Asset:
+    """One band of a scene: where it lies, and what is known of its values."""
+
+    path: str
+    """What GDAL opens."""
+    name: str | None
+    """As the producer calls it (``B04``), for the user to ask for; None where it has none."""
+    index: int = 1
+    """1-based number of the band in its file."""
+    common_name: str | None = None
+    """Where the metadata says it beyond doubt; else it is worked out from the names."""
+    scale: float | None = None
+    """Stored values times this; None for what the file's own tags say."""
+    offset: float | None = None
+    """Added then."""
+    nodata: float | None = None
+    """The value that is no data; None for what the file says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A scene before its pixels are looked at."""
+
+    name: str
+    """For messages."""
+    assets: list[Asset]
+    hints: tuple[str, ...] = ()
+    """File names and tags in which a satellite may be named."""
+    left_out: str = ""
+    """What is no band, in words that follow the name."""
+
+
+def find_source(path: Path, *, with_alpha: bool = False) -> Source:
+    """The bands of the scene at ``path``.
+
+    Args:
+        path: A raster file, a URL of one, a folder with one, or a pattern such as ``scene/*_B?.tif``.
+        with_alpha: Whether a band that GDAL takes for alpha counts as a band.
+
+    Raises:
+        SourceError: nothing is there, or nothing that holds bands.
+    """
+    if is_pattern(path):
+        return _files_source(str(path), _matching(path), with_alpha)
+    if path.is_dir():
+        return _folder_source(path, with_alpha)
+    return _file_source(path, with_alpha)
+
+
+def stem(path: Path) -> str:
+    """What the scene at ``path`` is called, for the names of its outputs."""
+    if is_pattern(path):
+        return path.parent.resolve().name
+    name = Path(path.name.partition("?")[0])
+    return name.stem if not path.is_dir() else path.resolve().name.removesuffix(".SAFE")
+
+
+def is_pattern(path: Path) -> bool:
+    """Whether ``path`` stands for several files, by ``*``, ``?`` or ``[``."""
+    local = gdal_name(path) == str(path) and not str(path).startswith("/vsi")
+    return local and re.search(r"[*?\[]", str(path)) is not None and not path.exists()
+
+
+def _file_source(path: Path, with_alpha: bool) -> Source:
+    with open_dataset(path) as dataset:
+        alpha = [] if with_alpha else alpha_bands(dataset)
+        tags = dataset.tags()
+        return Source(
+            name=path.name,
+            left_out=f" without its alpha band {', '.join(map(str, alpha))}" if alpha else "",
+            assets=[
+                Asset(gdal_name(path), dataset.descriptions[index - 1] or None, index)
+                for index in dataset.indexes
+                if index not in alpha
+            ],
+            hints=(path.name, tags.get("SPACECRAFT_ID", ""), tags.get("PLATFORM", "")),
+        )
+
+
+def alpha_bands(dataset: object) -> list[int]:
+    """The 1-based numbers of the bands that say how opaque the others are.
+
+    GDAL marks the fourth band of any four 8-bit bands as alpha: near infrared, more often than not.
+    A band with a name of its own is data.
+    """
+    return [
+        index
+        for index, meaning in enumerate(dataset.colorinterp, 1)  # type: ignore[attr-defined]
+        if meaning == ColorInterp.alpha and not common_names([dataset.descriptions[index - 1]])[0]  # type: ignore[attr-defined]
+    ]
+
+
+def _folder_source(folder: Path, with_alpha: bool) -> Source:
+    files = sorted(
+        path
+        for path in folder.iterdir()
+        if path.is_file() and path.suffix.lower() in RASTERS and not path.name.startswith(".")
+    )
+    if not files:
+        raise SourceError(
+            f"{folder} is a folder without a raster in it ({', '.join(RASTERS[:4])}, ...). Name a "
+            "raster file, or a folder with one file for each band."
+        )
+    return _files_source(folder.name or str(folder.resolve()), files, with_alpha)
+
+
+def _matching(pattern: Path) -> list[Path]:
+    anchor = Path(pattern.anchor)
+    files = sorted(
+        path
+        for path in anchor.glob(str(pattern.relative_to(anchor)))
+        if path.is_file() and not path.name.lower().endswith(_SIDECARS)
+    )
+    if not files:
+        raise SourceError(f"No file matches {pattern}. Check the pattern; it is for one scene's bands.")
+    return files
+
+
+def _files_source(name: str, files: Sequence[Path], with_alpha: bool) -> Source:
+    """Bands of several files: by their descriptions, or by the file's name where it has but one."""
+    assets = []
+    hints: list[str] = []
+    for path in files:
+        source = _file_source(path, with_alpha)
+        hints += source.hints
+        if len(source.assets) == 1 and source.assets[0].name is None:
+            assets.append(Asset(str(path), band_in_name(path.stem), 1))
+        else:
+            assets += source.assets
+    return Source(name, assets, tuple(hints))
+
+
+def band_in_name(file_stem: str) -> str:
+    """The band that a file's name speaks of: ``SR_B4`` in ``LC08_x_SR_B4``, else the whole name."""
+    words = re.split(r"[_.\s-]+", file_stem)
+    for end in range(len(words), 0, -1):
+        for begin in range(max(end - 3, 0), end):
+            name = "_".join(words[begin:end])
+            if is_band_name(name):
+                return name
+    return file_stem
