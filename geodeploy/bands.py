@@ -20,7 +20,7 @@ _WORDS = {
     "lwir12": "lwir12",
 }  # fmt: skip
 
-_SENTINEL2 = {
+SENTINEL2 = {
     "1": "coastal", "2": "blue", "3": "green", "4": "red", "5": "rededge071", "6": "rededge075",
     "7": "rededge078", "8": "nir", "8A": "nir08", "9": "nir09", "10": "cirrus", "11": "swir16",
     "12": "swir22",
@@ -71,11 +71,11 @@ def common_names(names: Sequence[str | None], *, landsat: int | None = None) -> 
     if landsat is not None:
         table = _LANDSAT[landsat]
     elif by_gdal or {"8A", "12"} & set(numbers) or "B08" in {(name or "").upper() for name in names}:
-        table = _SENTINEL2  # no Landsat has an 8A or a 12, and HLS writes no Landsat band as B08
+        table = SENTINEL2  # no Landsat has an 8A or a 12, and HLS writes no Landsat band as B08
     else:
         # Two digits are the writing of Sentinel-2 and of HLS, which agree on these three alone.
         two_digits = any(re.search(r"B0\d$", name or "", re.IGNORECASE) for name in names)
-        table = {key: _SENTINEL2[key] for key in ("2", "3", "4")} if two_digits else {}
+        table = {key: SENTINEL2[key] for key in ("2", "3", "4")} if two_digits else {}
     return [
         table.get(number) if number else _WORDS.get(_word(name))
         for name, number in zip(names, numbers, strict=True)

@@ -16,12 +16,13 @@ from rasterio.crs import CRS
 from rasterio.enums import MaskFlags
 from rasterio.windows import Window
 
+from geodeploy.asset import Asset, Source
 from geodeploy.bands import landsat_number, match_bands
 from geodeploy.dataset import open_dataset, open_quietly, reading
 from geodeploy.errors import RangeError, SourceError
 from geodeploy.layer import Grid, Layer
 from geodeploy.resample import Axis
-from geodeploy.source import Asset, Source, alpha_bands, find_source
+from geodeploy.source import alpha_bands, find_source
 from geodeploy.spec import Band
 
 log = logging.getLogger(__name__)

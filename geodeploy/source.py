@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from rasterio.enums import ColorInterp
 
+from geodeploy import landsat, sentinel2
+from geodeploy.archive import is_archive, open_archive
+from geodeploy.asset import Asset, Source
 from geodeploy.bands import common_names, is_band_name
 from geodeploy.dataset import gdal_name, open_dataset
 from geodeploy.errors import SourceError
@@ -14,39 +16,6 @@ from geodeploy.errors import SourceError
 RASTERS = (".tif", ".tiff", ".jp2", ".img", ".vrt", ".dat", ".bsq", ".bil")
 """What is taken for a raster in a folder, by the end of its name."""
 _SIDECARS = (".aux.xml", ".msk", ".ovr", ".hdr", ".prj", ".tfw", ".xml", ".json", ".txt")
-
-
-@dataclass(frozen=True, slots=True)
-class Asset:
-    """One band of a scene: where it lies, and what is known of its values."""
-
-    path: str
-    """What GDAL opens."""
-    name: str | None
-    """As the producer calls it (``B04``), for the user to ask for; None where it has none."""
-    index: int = 1
-    """1-based number of the band in its file."""
-    common_name: str | None = None
-    """Where the metadata says it beyond doubt; else it is worked out from the names."""
-    scale: float | None = None
-    """Stored values times this; None for what the file's own tags say."""
-    offset: float | None = None
-    """Added then."""
-    nodata: float | None = None
-    """The value that is no data; None for what the file says."""
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A scene before its pixels are looked at."""
-
-    name: str
-    """For messages."""
-    assets: list[Asset]
-    hints: tuple[str, ...] = ()
-    """File names and tags in which a satellite may be named."""
-    left_out: str = ""
-    """What is no band, in words that follow the name."""
 
 
 def find_source(path: Path, *, with_alpha: bool = False) -> Source:
@@ -61,9 +30,32 @@ def find_source(path: Path, *, with_alpha: bool = False) -> Source:
     """
     if is_pattern(path):
         return _files_source(str(path), _matching(path), with_alpha)
+    if product := _product(path):
+        return product
     if path.is_dir():
         return _folder_source(path, with_alpha)
     return _file_source(path, with_alpha)
+
+
+def _product(path: Path) -> Source | None:
+    """The scene that a space agency packs into a folder, zip or tar; None if it is no such thing."""
+    if path.is_file() and (landsat.is_metadata(path.name) or sentinel2.is_metadata(path.name)):
+        path = path.parent  # the metadata file stands for the folder it lies in
+    if not is_archive(path):
+        return None
+    names = [file.name for file in path.iterdir()] if path.is_dir() else []
+    if path.is_dir() and not any(landsat.is_metadata(n) or sentinel2.is_metadata(n) for n in names):
+        return None
+    archive = open_archive(path)
+    for file in archive.files:
+        if sentinel2.is_metadata(file):
+            return sentinel2.safe_source(archive, file)
+        if landsat.is_metadata(file):
+            return landsat.landsat_source(archive, file)
+    raise SourceError(
+        f"{path} holds neither a Sentinel-2 product nor a Landsat scene. Unpack it and name the "
+        "folder, or name a file in it as GDAL does (/vsizip/..., /vsitar/...)."
+    )
 
 
 def stem(path: Path) -> str:
