@@ -1,35 +1,59 @@
-"""A plain timm vision transformer for any bands and tile, with its first weights."""
+"""The backbone for any bands and tile, with its first weights: a timm model or our light pyramid."""
 
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import timm
 import torch
+from timm.models import is_model_in_modules
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from torch import nn
 
-from geodeploy.errors import RecipeError, WeightsError
-from geodeploy.train.recipe import Model
+from geodeploy.errors import RecipeError, WeightsError, first_line
+from geodeploy.train.pyramid import LightPyramid
+from geodeploy.train.recipe import LIGHT, Model
 from geodeploy.train.weights import load_weights
 
 _RGB = ("red", "green", "blue")
-_PATCHES = "patch_embed.proj.weight"
+_DECODED_BLOCKS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Taps:
+    """Where a decoder taps a backbone: some of the maps that its `forward_intermediates` can give."""
+
+    indices: tuple[int, ...]
+    """Of the maps, the last one the deepest."""
+    widths: tuple[int, ...]
+    """Channels of each."""
+    strides: tuple[int, ...]
+    """Pixels of the tile to one of the map, for each."""
+
+    @property
+    def pyramid(self) -> bool:
+        """Whether the maps get coarser with depth, as in a convolutional network."""
+        return len(set(self.strides)) > 1
 
 
 @dataclass(frozen=True, slots=True)
 class Backbone:
-    """A vision transformer ready to be tuned."""
+    """A network ready to be tuned."""
 
-    vit: VisionTransformer
+    encoder: nn.Module
+    """Answers to timm's `forward_intermediates`."""
+    taps: Taps
+    first: str
+    """Name of the module that takes the pixels."""
     sha256: str | None
     """Of the weights it started from; None for a random start."""
     new_patches: bool
-    """Whether the patch embedding is made up, for bands that the weights never saw: then it must be
-    trained."""
+    """Whether ``first`` is made up, for bands that the weights never saw: then it must be trained."""
 
 
 def build_backbone(model: Model, bands: Sequence[str], *, load: bool = True) -> Backbone:
-    """The timm model that ``model`` names, for ``bands`` and tiles of ``model.tile``.
+    """The network that ``model`` names, for ``bands`` and tiles of ``model.tile``.
 
     ``load=False`` leaves random weights in it, for callers that have all of them elsewhere.
 
@@ -37,12 +61,43 @@ def build_backbone(model: Model, bands: Sequence[str], *, load: bool = True) -> 
         RecipeError: timm has no such model, or it does not take such tiles.
         WeightsError: the weights are missing, not the ones named, or do not fit.
     """
-    vit = _create(model, len(bands))
+    encoder: nn.Module
+    if model.backbone == LIGHT:
+        if model.options.of_timm():
+            raise RecipeError(
+                f"model.options: {LIGHT} takes channels alone, found "
+                f"{', '.join(model.options.of_timm())}."
+            )
+        encoder = LightPyramid(len(bands), model.options.channels)
+        taps, first = Taps(*encoder.levels()), "stages.0.0.0"
+    else:
+        encoder = _create(model, len(bands))
+        taps, first = find_taps(encoder), _first_layer(encoder)
+    _check_tile(model, taps)
+    if taps.pyramid:
+        _check_maps(encoder, taps, model, len(bands))
     if model.weights == "random" or not load:
-        return Backbone(vit, None, new_patches=model.weights == "random")
+        return Backbone(encoder, taps, first, None, new_patches=model.weights == "random")
     weights = load_weights(model.weights, sha256=model.weights_sha256)
-    new_patches = _load(vit, weights.tensors, bands, model)
-    return Backbone(vit, weights.sha256, new_patches)
+    new_patches = _load(encoder, weights.tensors, bands, model, f"{first}.weight")
+    return Backbone(encoder, taps, first, weights.sha256, new_patches)
+
+
+def find_taps(encoder: nn.Module) -> Taps:
+    """Four blocks spread evenly over a transformer, or every level of a pyramid."""
+    if isinstance(encoder, VisionTransformer):
+        indices = decoded_blocks(len(encoder.blocks))
+        patch = encoder.patch_embed.patch_size[0]
+        return Taps(indices, (encoder.embed_dim,) * len(indices), (patch,) * len(indices))
+    about: Any = encoder.feature_info
+    levels = [(info["num_chs"], info["reduction"]) for info in about]
+    return Taps(tuple(range(len(levels))), *(tuple(part) for part in zip(*levels, strict=True)))
+
+
+def decoded_blocks(depth: int) -> tuple[int, ...]:
+    """Four blocks spread evenly, the last among them: 2, 5, 8, 11 of 12. All where there are fewer."""
+    count = min(_DECODED_BLOCKS, depth)
+    return tuple(depth * (place + 1) // count - 1 for place in range(count))
 
 
 def spread_patches(filters_OCHW: torch.Tensor, bands: Sequence[str]) -> torch.Tensor:
@@ -56,65 +111,107 @@ def spread_patches(filters_OCHW: torch.Tensor, bands: Sequence[str]) -> torch.Te
     return torch.stack(chosen, dim=1) * (3 / len(bands))
 
 
-def _create(model: Model, bands: int) -> VisionTransformer:
+def _create(model: Model, bands: int) -> nn.Module:
     if not timm.is_model(model.backbone):
-        near = difflib.get_close_matches(model.backbone, timm.list_models("vit_*"), 3)
+        near = difflib.get_close_matches(model.backbone, timm.list_models(), 3)
         raise RecipeError(
             f"model.backbone: timm {timm.__version__} has no {model.backbone}. "
-            f"Near: {', '.join(near) or 'none'}."
+            f"Near: {', '.join(near) or 'none'}; {LIGHT} is a light convolutional pyramid."
         )
-    options = model.options.model_dump(exclude_none=True)
+    options = model.options.of_timm()
+    if is_model_in_modules(model.backbone, {"vision_transformer"}):
+        options["img_size"] = model.tile
     try:
-        vit = timm.create_model(
-            model.backbone,
-            pretrained=False,
-            img_size=model.tile,
-            in_chans=bands,
-            num_classes=0,
-            global_pool="",
-            **options,
+        encoder: nn.Module = timm.create_model(
+            model.backbone, pretrained=False, in_chans=bands, num_classes=0, global_pool="", **options
         )
     except (TypeError, AssertionError, ValueError) as error:
         raise RecipeError(
             f"model.backbone: timm cannot make {model.backbone} with tile {model.tile} and {options} "
             f"({error})."
         ) from error
-    if not isinstance(vit, VisionTransformer):
+    strides = {info["reduction"] for info in getattr(encoder, "feature_info", [])}
+    plain = isinstance(encoder, VisionTransformer)
+    if not plain and not (hasattr(encoder, "forward_intermediates") and len(strides) > 1):
         raise RecipeError(
-            f"model.backbone: {model.backbone} is a {type(vit).__name__}, a plain vision transformer "
-            "is needed, for instance vit_small_patch14_dinov2."
+            f"model.backbone: {model.backbone} is a {type(encoder).__name__}, which gives no maps to "
+            "decode. A plain vision transformer (vit_small_patch14_dinov2) or a convolutional network "
+            f"(resnet18, {LIGHT}) does."
         )
-    patch = vit.patch_embed.patch_size[0]
-    if model.tile % patch:
+    return encoder
+
+
+def _first_layer(encoder: nn.Module) -> str:
+    if isinstance(encoder, VisionTransformer):
+        return "patch_embed.proj"
+    about: Any = encoder.pretrained_cfg
+    first = about["first_conv"]
+    if not isinstance(first, str):  # several side by side, as in FastViT
         raise RecipeError(
-            f"model.tile: {model.tile} is no multiple of the patch of {patch}; "
-            f"take {max(model.tile // patch, 1) * patch} or {(model.tile // patch + 1) * patch}."
+            f"model.backbone: {about['architecture']} looks at the pixels through {len(first)} layers; "
+            f"one is needed. Take another network: resnet18, {LIGHT}."
         )
-    return vit
+    return first
+
+
+def _check_tile(model: Model, taps: Taps) -> None:
+    coarsest = max(taps.strides)
+    if model.tile % coarsest:
+        below = max(model.tile // coarsest, 1) * coarsest
+        what = "the pyramid's coarsest level" if taps.pyramid else "the patch"
+        raise RecipeError(
+            f"model.tile: {model.tile} is no multiple of {what} of {coarsest}; "
+            f"take {below} or {(model.tile // coarsest + 1) * coarsest}."
+        )
+
+
+def _check_maps(encoder: nn.Module, taps: Taps, model: Model, bands: int) -> None:
+    """Send one empty tile through: not every pyramid takes every tile, or gives what timm says."""
+    forward: Any = encoder.eval().forward_intermediates
+    tile = torch.zeros(1, bands, model.tile, model.tile)
+    try:
+        with torch.no_grad():
+            maps = forward(tile, indices=list(taps.indices), intermediates_only=True)
+    except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        raise RecipeError(
+            f"model.backbone: {model.backbone} does not take tiles of {model.tile} "
+            f"({first_line(error)}). Take another tile, or another network: resnet18, {LIGHT}."
+        ) from error
+    found = [tuple(item.shape[1:]) for item in maps]
+    sides = [model.tile // stride for stride in taps.strides]
+    needed = [(wide, side, side) for wide, side in zip(taps.widths, sides, strict=True)]
+    if found != needed:
+        raise RecipeError(
+            f"model.backbone: {model.backbone} gives maps {found}, not the {needed} that timm says it "
+            f"does. Take another network: resnet18, {LIGHT}."
+        )
+    encoder.train()
 
 
 def _load(
-    vit: VisionTransformer,
+    encoder: nn.Module,
     tensors: dict[str, torch.Tensor],
     bands: Sequence[str],
     model: Model,
+    first: str,
 ) -> bool:
-    """Put ``tensors`` into ``vit``; whether its patch embedding had to be made up."""
+    """Put ``tensors`` into ``encoder``; whether its ``first`` filters had to be made up."""
+    found = dict(tensors)
     try:
-        # Resamples position embedding and patches, and knows the names of timm, DINOv2 and others.
-        found = checkpoint_filter_fn(dict(tensors), vit)
+        if isinstance(encoder, VisionTransformer):
+            # Resamples position embedding and patches, and knows the names of timm, DINOv2 and others.
+            found = checkpoint_filter_fn(found, encoder)
     except (KeyError, RuntimeError, AttributeError, ValueError) as error:
         raise WeightsError(
             f"The weights {model.weights} do not fit {model.backbone} ({error})."
         ) from error
-    found = {name: value for name, value in found.items() if not name.startswith(("head.", "fc_"))}
-    needed = vit.state_dict()
+    needed = encoder.state_dict()
     new_patches = False
-    if _PATCHES in found and found[_PATCHES].ndim == 4:
-        channels = found[_PATCHES].shape[1]
-        # Three channels are red, green and blue, as every published RGB transformer has them.
+    if first in found and found[first].ndim == 4:
+        channels = found[first].shape[1]
+        # Three channels are red, green and blue, as every published RGB network has them.
         if channels == 3 and tuple(bands) != _RGB:
-            found[_PATCHES] = spread_patches(found[_PATCHES], bands)
+            found[first] = spread_patches(found[first], bands)
             new_patches = set(bands) != set(_RGB)
         elif channels not in (3, len(bands)):
             raise WeightsError(
@@ -132,5 +229,5 @@ def _load(
             f"tensors are missing or of another shape, the first is {name} "
             f"({held}, needed {tuple(needed[name].shape)})."
         )
-    vit.load_state_dict({name: found[name] for name in needed})
+    encoder.load_state_dict({name: found[name] for name in needed})
     return new_patches

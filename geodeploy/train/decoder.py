@@ -1,4 +1,4 @@
-"""From a transformer's tokens to one score a class at every pixel of the tile."""
+"""From a backbone's maps to one score a class at every pixel of the tile."""
 
 # B batch, C channel, K class, H row, W column
 
@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from geodeploy.train.pyramid import convolution
 
 
 class LinearDecoder(nn.Module):
@@ -76,14 +78,37 @@ class UnetDecoder(nn.Module):
         return logits
 
 
+class PyramidDecoder(nn.Module):
+    """Climbs a convolutional network's pyramid level by level, and resizes the finest logits."""
+
+    def __init__(
+        self, widths: Sequence[int], classes: int, tile: int, *, channels: Sequence[int]
+    ) -> None:
+        super().__init__()
+        self.tile = tile
+        self.levels = nn.ModuleList()
+        below = widths[-1]
+        for skipped, wide in zip(widths[-2::-1], channels, strict=True):
+            self.levels.append(convolution(below + skipped, wide))
+            below = wide
+        self.head = nn.Conv2d(below, classes, kernel_size=1)
+
+    def forward(self, maps: Sequence[Tensor], pixels_BCHW: Tensor) -> Tensor:
+        """Logits (B, K, tile, tile) from the maps, the finest first; the pixels are not looked at."""
+        features = maps[-1]
+        for level, skipped in zip(self.levels, maps[-2::-1], strict=True):
+            features = level(torch.cat([_resize(features, skipped.shape[-1]), skipped], dim=1))
+        return _resize(self.head(features), self.tile)
+
+
 class Stem(nn.Module):
     """A shallow look at the pixels at full, half, a quarter and an eighth of the resolution."""
 
     def __init__(self, bands: int, channels: Sequence[int]) -> None:
         super().__init__()
-        self.levels = nn.ModuleList([_convolution(bands, channels[0])])
+        self.levels = nn.ModuleList([convolution(bands, channels[0])])
         for above, wide in itertools.pairwise(channels):
-            self.levels.append(_convolution(above, wide, stride=2))
+            self.levels.append(convolution(above, wide, stride=2))
 
     def forward(self, pixels_BCHW: Tensor) -> list[Tensor]:
         """One map a level, the finest first."""
@@ -96,15 +121,7 @@ class Stem(nn.Module):
 
 
 def _double(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(_convolution(inputs, outputs), _convolution(outputs, outputs))
-
-
-def _convolution(inputs: int, outputs: int, *, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel_size=3, stride=stride, padding=1, bias=False),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU(inplace=True),
-    )
+    return nn.Sequential(convolution(inputs, outputs), convolution(outputs, outputs))
 
 
 def _resize(features: Tensor, size: int) -> Tensor:

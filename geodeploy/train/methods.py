@@ -56,7 +56,7 @@ def count_parameters(backbone: nn.Module, decoder: nn.Module) -> ParameterCounts
     )
 
 
-def adapter_targets(vit: VisionTransformer, targets: tuple[str, ...]) -> str:
+def adapter_targets(vit: nn.Module, targets: tuple[str, ...]) -> str:
     """The pattern, for peft, of the layers ``targets`` inside the blocks.
 
     It is anchored there: a bare ``proj`` would also find the projection of the patch embedding.
@@ -76,26 +76,30 @@ def adapter_targets(vit: VisionTransformer, targets: tuple[str, ...]) -> str:
 
 
 def _lora(backbone: Backbone, method: Method) -> nn.Module:
+    if not isinstance(backbone.encoder, VisionTransformer):
+        raise RecipeError(
+            "method.name: lora needs a vision transformer; take full or linear for a convolutional one."
+        )
     config = peft.LoraConfig(
         r=method.r,
         lora_alpha=method.alpha,
         lora_dropout=method.dropout,
-        target_modules=adapter_targets(backbone.vit, method.targets),
+        target_modules=adapter_targets(backbone.encoder, method.targets),
         modules_to_save=[PATCHES] if backbone.new_patches else None,
         revision=backbone.sha256,
     )
-    wrapped: nn.Module = peft.get_peft_model(backbone.vit, config)
+    wrapped: nn.Module = peft.get_peft_model(backbone.encoder, config)
     return wrapped
 
 
 def _linear(backbone: Backbone, method: Method) -> nn.Module:
-    vit = backbone.vit.requires_grad_(False)
-    vit.patch_embed.requires_grad_(backbone.new_patches)
-    return vit
+    encoder = backbone.encoder.requires_grad_(False)
+    encoder.get_submodule(backbone.first).requires_grad_(backbone.new_patches)
+    return encoder
 
 
 def _full(backbone: Backbone, method: Method) -> nn.Module:
-    return backbone.vit.requires_grad_(True)
+    return backbone.encoder.requires_grad_(True)
 
 
 METHODS: dict[str, Callable[[Backbone, Method], nn.Module]] = {

@@ -3,23 +3,23 @@
 # B batch, C band, K class, H row, W column
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from geodeploy.train.backbone import Backbone
-from geodeploy.train.decoder import LinearDecoder, UnetDecoder
+from geodeploy.errors import RecipeError
+from geodeploy.train.backbone import Backbone, Taps
+from geodeploy.train.decoder import LinearDecoder, PyramidDecoder, UnetDecoder
 from geodeploy.train.methods import ParameterCounts, apply_method, count_parameters
 from geodeploy.train.recipe import Recipe
-
-_DECODED_BLOCKS = 4
 
 
 class TunedModel(nn.Module):
     """Normalises, encodes and decodes tiles.
 
-    ``backbone`` is a timm vision transformer, or peft's wrapping of one; both answer to timm's
+    ``backbone`` is a timm model, or peft's wrapping of one, or our light pyramid; all answer to timm's
     `forward_intermediates`, so that a merged backbone can take the place of a wrapped one.
     """
 
@@ -32,7 +32,7 @@ class TunedModel(nn.Module):
         backbone: nn.Module,
         decoder: nn.Module,
         *,
-        blocks: Sequence[int],
+        taps: Taps,
         mean: Sequence[float],
         std: Sequence[float],
         scaling: Literal["zscore", "log"],
@@ -40,7 +40,7 @@ class TunedModel(nn.Module):
         super().__init__()
         self.backbone: Any = backbone
         self.decoder = decoder
-        self.blocks = list(blocks)
+        self.taps = taps
         self.scaling = scaling
         self.register_buffer("mean", torch.tensor(mean).reshape(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std).reshape(-1, 1, 1))
@@ -48,10 +48,14 @@ class TunedModel(nn.Module):
     def forward(self, pixels_BCHW: Tensor) -> Tensor:
         """Logits (B, K, tile, tile) of tiles (B, C, tile, tile), finite and in the spec's units."""
         scaled_BCHW = self.normalise(pixels_BCHW)
-        tokens = self.backbone.forward_intermediates(
-            scaled_BCHW, indices=self.blocks, norm=True, intermediates_only=True, stop_early=True
+        maps = self.backbone.forward_intermediates(
+            scaled_BCHW,
+            indices=list(self.taps.indices),
+            norm=not self.taps.pyramid,
+            intermediates_only=True,
+            stop_early=True,
         )
-        logits: Tensor = self.decoder(tokens, scaled_BCHW)
+        logits: Tensor = self.decoder(maps, scaled_BCHW)
         return logits
 
     def normalise(self, pixels_BCHW: Tensor) -> Tensor:
@@ -61,43 +65,58 @@ class TunedModel(nn.Module):
             return torch.log(torch.maximum(pixels_BCHW, self.mean / 50) / self.mean)
         return (pixels_BCHW - self.mean) / self.std
 
+    def train(self, mode: bool = True) -> Self:
+        """As in torch, but a normalisation of the backbone that is not tuned keeps its statistics."""
+        super().train(mode)
+        for module in self.backbone.modules():
+            if isinstance(module, _BatchNorm) and not any(
+                item.requires_grad for item in module.parameters()
+            ):
+                module.eval()
+        return self
+
     def counts(self) -> ParameterCounts:
         """What is trained, and what there is."""
         return count_parameters(self.backbone, self.decoder)
-
-
-def decoded_blocks(depth: int) -> list[int]:
-    """Four blocks spread evenly, the last among them: 2, 5, 8, 11 of 12. All where there are fewer."""
-    count = min(_DECODED_BLOCKS, depth)
-    return [depth * (place + 1) // count - 1 for place in range(count)]
 
 
 def assemble(
     recipe: Recipe, backbone: Backbone, *, mean: Sequence[float], std: Sequence[float]
 ) -> TunedModel:
     """The network of ``recipe`` around ``backbone``, ready to be tuned by the recipe's method."""
-    blocks = decoded_blocks(len(backbone.vit.blocks))
     return TunedModel(
         apply_method(backbone, recipe.method),
-        build_decoder(recipe, backbone.vit.embed_dim, len(blocks)),
-        blocks=blocks,
+        build_decoder(recipe, backbone.taps),
+        taps=backbone.taps,
         mean=mean,
         std=std,
         scaling=recipe.model.scaling,
     )
 
 
-def build_decoder(recipe: Recipe, width: int, blocks: int) -> nn.Module:
-    """The decoder that ``recipe`` names, for tokens of ``width`` numbers from ``blocks`` blocks."""
-    classes, tile = len(recipe.classes), recipe.model.tile
-    if recipe.model.decoder == "linear":
-        return LinearDecoder(width, classes, tile)
+def build_decoder(recipe: Recipe, taps: Taps) -> nn.Module:
+    """The decoder that ``recipe`` names, for the maps that ``taps`` gives.
+
+    Raises:
+        RecipeError: ``model.decoder_channels`` has not one number a level.
+    """
+    classes, model = len(recipe.classes), recipe.model
+    if model.decoder == "linear":
+        return LinearDecoder(taps.widths[-1], classes, model.tile)
+    found = len(model.decoder_channels)
+    if taps.pyramid:
+        if found != len(taps.widths) - 1:
+            raise RecipeError(
+                f"model.decoder_channels: {model.backbone} has {len(taps.widths)} levels, the decoder "
+                f"needs a number for each but the coarsest; found {found}."
+            )
+        return PyramidDecoder(taps.widths, classes, model.tile, channels=model.decoder_channels)
     return UnetDecoder(
-        width,
-        blocks,
+        taps.widths[-1],
+        len(taps.widths),
         classes,
-        tile,
-        channels=recipe.model.decoder_channels,
+        model.tile,
+        channels=model.decoder_channels,
         bands=len(recipe.data.bands),
-        stem=recipe.model.stem,
+        stem=model.stem,
     )

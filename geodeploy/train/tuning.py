@@ -123,7 +123,14 @@ def tune(
         (folder / "metrics.json").write_text(metrics.model_dump_json(indent=1) + "\n")
         draw_curves(folder / "curves.png", result.losses, result.history, result.best.step, spec)
         _draw_tiles(folder / "predictions.png", model, tiles, spec)
-        card = model_card(spec, recipe, counts, metrics.scores, steps=metrics.steps)
+        card = model_card(
+            spec,
+            recipe,
+            counts,
+            metrics.scores,
+            steps=metrics.steps,
+            pyramid=model.taps.pyramid,
+        )
         (folder / "README.md").write_text(card, encoding="utf-8")
     return TrainReport(run=output, metrics=metrics)
 
@@ -179,7 +186,7 @@ def _copy_start(recipe: Recipe, backbone: Backbone) -> dict[str, Tensor] | None:
     """The random weights that adapters will sit on: they exist nowhere but here."""
     if recipe.method.name != "lora" or recipe.model.weights != "random":
         return None
-    return {name: value.detach().clone() for name, value in backbone.vit.state_dict().items()}
+    return {name: value.detach().clone() for name, value in backbone.encoder.state_dict().items()}
 
 
 def _measure(result: Fit, counts: ParameterCounts, recipe: Recipe) -> Metrics:

