@@ -139,8 +139,8 @@ def open_raster(
     *,
     band_names: Sequence[str],
     select: Sequence[str] | None = None,
-    scale: float = 1.0,
-    offset: float = 0.0,
+    scale: float | Sequence[float] = 1.0,
+    offset: float | Sequence[float] = 0.0,
 ) -> Iterator[Raster]:
     """The bands ``band_names`` of the scene at ``path``, in that order, on one grid.
 
@@ -151,7 +151,8 @@ def open_raster(
         path: What `find_source` takes: a raster file, or several that make a scene.
         band_names: The model's bands, by STAC common name.
         select: Names or 1-based numbers of the scene's bands, in the model's order.
-        scale: What values are multiplied with after the file's own scale and offset tags.
+        scale: What values are multiplied with after the file's own scale and offset tags; one number,
+            or one a band in model order.
         offset: What is added then.
 
     Raises:
@@ -169,8 +170,8 @@ def _open(
     source: Source,
     band_names: Sequence[str],
     select: Sequence[str] | None,
-    scale: float,
-    offset: float,
+    scale: float | Sequence[float],
+    offset: float | Sequence[float],
 ) -> Raster:
     indexes, notes = match_bands(
         [asset.name for asset in source.assets],
@@ -205,9 +206,10 @@ def _open(
         transform=grid.transform,
         block_rows=max(layer.block_rows for layer in layers if layer.axes is None),
         dtype=np.result_type(*(layer.dtype for layer in layers)),
-        scales=(file_scales * scale).astype(np.float32).reshape(shape),
+        scales=(file_scales * np.array(scale)).astype(np.float32).reshape(shape),
         offsets=(file_offsets * np.array(scale) + offset).astype(np.float32).reshape(shape),
-        is_bare=(scale, offset) == (1, 0) and {*file_scales, *file_offsets} <= {0, 1},
+        is_bare=bool(np.all(np.equal(scale, 1)) and not np.any(offset))
+        and {*file_scales, *file_offsets} <= {0, 1},
         notes=notes,
     )
 

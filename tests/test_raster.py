@@ -75,6 +75,35 @@ def test_the_files_own_scale_and_offset_come_first_then_the_users(
     np.testing.assert_allclose(both, in_units * 3 - 0.5, rtol=1e-6, atol=1e-5)
 
 
+def test_scale_and_offset_may_be_one_a_band_in_the_models_order(
+    make_raster: MakeRaster, tmp_path: Path
+) -> None:
+    stored = numbers("uint16")
+    path = make_raster(
+        tmp_path / "scene.tif",
+        stored,
+        names=["red", "blue", "green"],
+        scales=(2.0, 3.0, 4.0),
+        offsets=(0.0, 1.0, 0.0),
+    )
+    # Blue, green, red: in the file the second, the third, the first.
+    found = read_all(path, scale=[0.1, 1, 10], offset=(0, 5, -7))[0]
+    needed = [(stored[1] * 3.0 + 1) * 0.1, stored[2] * 4.0 + 5, stored[0] * 2.0 * 10 - 7]
+    np.testing.assert_allclose(found, needed, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("scale", "offset", "bare"),
+    [(1.0, 0.0, True), ([1, 1, 1], [0, 0, 0], True), ([1, 2, 1], 0.0, False), (1.0, [0, 0, 1], False)],
+)
+def test_numbers_are_bare_while_no_band_has_a_scale(
+    make_raster: MakeRaster, tmp_path: Path, scale: Any, offset: Any, bare: bool
+) -> None:
+    path = make_raster(tmp_path / "scene.tif", numbers("uint16"), names=THREE)
+    with open_raster(path, band_names=THREE, scale=scale, offset=offset) as raster:
+        assert raster.is_bare is bare
+
+
 def test_the_real_scene_is_read_in_reflectance(real_scene: Path) -> None:
     six = ["blue", "green", "red", "nir", "swir16", "swir22"]
     pixels, valid = read_all(real_scene, six)

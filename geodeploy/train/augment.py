@@ -47,7 +47,12 @@ def training_batches(
     """Batches without end, the same for the same seed."""
     rng = np.random.default_rng(recipe.seed)
     sums = [sum_labels(scene) for scene in scenes]
-    sizes = np.array([int(summed[-1]) for summed in sums], np.float64)
+    sizes = np.array(
+        [
+            (scene.weight or float(summed[-1])) if summed[-1] else 0.0
+            for scene, summed in zip(scenes, sums, strict=True)
+        ]
+    )
     veil = haze_by_band(recipe.data.bands)
     while True:
         pixels, codes = [], []

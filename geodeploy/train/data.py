@@ -40,6 +40,8 @@ class LabelledScene:
     """(H, W): the position of the class in the recipe, or `IGNORED`."""
     part: NDArray[np.uint8]
     """(H, W): `TRAINING`, `VALIDATION` or `NEITHER`."""
+    weight: float | None = None
+    """In the draw of windows; None for its pixels to learn from."""
 
     def count(self, part: int) -> int:
         """Labelled pixels of that part."""
@@ -113,8 +115,9 @@ def _open_scene(recipe: Recipe, scene: Scene, place: str) -> Iterator[LabelledSc
                     for name, limits in zip(data.bands, data.valid_ranges, strict=True)
                 ],
             )
-        codes = read_codes(data.root / scene.labels, raster, recipe)
-        yield LabelledScene(raster, codes, split(codes, scene, data.blocks, len(recipe.classes)))
+        codes = read_codes((data.label_root or data.root) / scene.labels, raster, recipe)
+        part = split(codes, scene, data.blocks, len(recipe.classes))
+        yield LabelledScene(raster, codes, part, scene.weight)
 
 
 @contextmanager

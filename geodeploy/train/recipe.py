@@ -44,13 +44,17 @@ class Scene(_Table):
     image: Path
     """Relative to the data's root."""
     labels: Path
-    """Of one band, on the image's grid; relative to the data's root."""
+    """Of one band, on the image's grid; relative to the data's ``label_root``."""
     bands: tuple[str, ...] | None = None
     """Names or 1-based numbers of the image's bands in model order; None reads the file's own names."""
-    scale: PositiveFloat = 1.0
-    """What values are multiplied with after the file's own scale and offset, to get the units."""
-    offset: float = 0.0
+    scale: PositiveFloat | tuple[PositiveFloat, ...] = 1.0
+    """What values are multiplied with after the file's own scale and offset, to get the units: one
+    number, or one a band in model order."""
+    offset: float | tuple[float, ...] = 0.0
     """What is added then."""
+    weight: PositiveFloat | None = None
+    """Its part in the windows drawn, in proportion to the others'; None goes by its pixels to learn
+    from. Given for all scenes that train or for none."""
     split: Literal["train", "validation", "blocks"] = "blocks"
     """The whole scene for one purpose, or blocks of it for each."""
 
@@ -80,6 +84,8 @@ class Data(_Table):
 
     root: Path = Path()
     """The folder of the scenes, relative to the recipe."""
+    label_root: Path | None = None
+    """The folder of the labels, relative to the recipe; None takes ``root``."""
     bands: Annotated[tuple[str, ...], Field(min_length=1)]
     """In model order, by STAC common name (blue, green, red, nir, swir16, ...)."""
     units: str = "reflectance"
@@ -106,6 +112,14 @@ class Data(_Table):
             raise ValueError(f"statistics need {count} means and {count} standard deviations")
         if all(scene.split == "validation" for scene in self.scene):
             raise ValueError("every scene is for validation; at least one must train")
+        if len({scene.weight is None for scene in self.scene if scene.split != "validation"}) > 1:
+            raise ValueError("give all scenes that train a weight, or none")
+        for number, scene in enumerate(self.scene):
+            for what, value in (("scale", scene.scale), ("offset", scene.offset)):
+                if isinstance(value, tuple) and len(value) != count:
+                    raise ValueError(
+                        f"scene.{number}.{what} has {len(value)} numbers for {count} bands"
+                    )
         return self
 
     @property
@@ -321,7 +335,13 @@ def _absolute(recipe: Recipe, folder: Path) -> Recipe:
     model = recipe.model
     if model.weights not in _NAMED_WEIGHTS:
         model = model.model_copy(update={"weights": str((folder / model.weights).resolve())})
-    data = recipe.data.model_copy(update={"root": (folder / recipe.data.root).resolve()})
+    root, labels = recipe.data.root, recipe.data.label_root
+    data = recipe.data.model_copy(
+        update={
+            "root": (folder / root).resolve(),
+            "label_root": None if labels is None else (folder / labels).resolve(),
+        }
+    )
     return recipe.model_copy(update={"data": data, "model": model})
 
 
@@ -335,7 +355,9 @@ def _set(document: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
-    is_path = key == "data.root" or (key == "model.weights" and value not in _NAMED_WEIGHTS)
+    is_path = key in ("data.root", "data.label_root") or (
+        key == "model.weights" and value not in _NAMED_WEIGHTS
+    )
     if is_path and isinstance(value, str):
         value = str(Path.cwd() / value)
     *parents, last = key.split(".")
@@ -417,8 +439,12 @@ def _tables_in(value: Any) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]
 def _complaint(error: ValidationError) -> str:
     """The first of pydantic's complaints: the key, what is needed, what was found."""
     problem = error.errors(include_url=False)[0]
-    # Parts with a bracket name the alternative of a type that pydantic tried, not a key.
-    key = ".".join(str(part) for part in problem["loc"] if "[" not in str(part))
+    # Parts with a bracket, and these two, name the alternative of a type that pydantic tried, no key.
+    key = ".".join(
+        str(part)
+        for part in problem["loc"]
+        if "[" not in str(part) and part not in ("float", "constrained-float")
+    )
     if problem["type"] == "missing":
         return f"{key} is missing"
     message = problem["msg"].removeprefix("Value error, ").removesuffix(".")

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
@@ -156,3 +157,30 @@ def test_the_same_seed_draws_the_same_batches(recipe_file: Path, seed: int, same
         torch.equal(one.pixels, two.pixels) and torch.equal(one.codes, two.codes)
         for one, two in zip(first, again, strict=True)
     )
+
+
+@pytest.mark.parametrize(
+    ("weights", "share"), [((None, None), 0.8), ((1.0, 3.0), 0.25), ((1.0, 1.0), 0.5)]
+)
+def test_scenes_are_drawn_by_their_weight_or_by_their_pixels_to_learn_from(
+    recipe_file: Path,
+    tmp_path: Path,
+    make_raster: Callable[..., Path],
+    weights: tuple[float | None, float | None],
+    share: float,
+) -> None:
+    tables = []
+    for name, rows, weight in (("a", 128, weights[0]), ("b", 32, weights[1])):
+        pixels = np.full((6, rows, 64), 0.5 if name == "a" else 0.1, np.float32)
+        image = make_raster(tmp_path / f"{name}.tif", pixels)
+        labels = make_raster(tmp_path / f"{name}_labels.tif", np.zeros((1, rows, 64), np.uint8))
+        given = "" if weight is None else f", weight={weight}"
+        tables.append(f"{{image='{image}', labels='{labels}', split='train'{given}}}")
+    recipe = load_recipe(
+        recipe_file,
+        [f"data.scene=[{', '.join(tables)}]", "training.batch=20", "augmentation.gain=0"],
+    )
+    with open_scenes(recipe) as scenes:
+        batches = islice(training_batches(scenes, recipe, MEAN), 20)
+        drawn = np.concatenate([batch.pixels[:, 0, 0, 0].numpy() for batch in batches])
+    assert (drawn > 0.3).mean() == pytest.approx(share, abs=0.07)

