@@ -9,6 +9,13 @@ from collections.abc import Sequence
 
 from geodeploy.errors import BandError
 
+WAVELENGTH_UM = {
+    "coastal": 0.443, "blue": 0.49, "green": 0.56, "yellow": 0.6, "red": 0.66, "pan": 0.6,
+    "rededge": 0.72, "rededge071": 0.705, "rededge075": 0.74, "rededge078": 0.783, "nir": 0.83,
+    "nir08": 0.865, "nir09": 0.945, "cirrus": 1.375, "swir16": 1.61, "swir22": 2.2,
+}  # fmt: skip
+"""Centre of each band in micrometres, by common name."""
+
 _WORDS = {
     "coastal": "coastal", "coastalaerosol": "coastal", "blue": "blue", "green": "green",
     "yellow": "yellow", "red": "red", "rededge": "rededge", "rededge1": "rededge071",

@@ -12,16 +12,12 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 from torch.nn import functional
 
+from geodeploy.bands import WAVELENGTH_UM
 from geodeploy.labels import IGNORED
+from geodeploy.train.clouds import CloudMaker
 from geodeploy.train.data import TRAINING, LabelledScene, read_square
 from geodeploy.train.recipe import Augmentation, Recipe
 
-# Centre of each band in micrometres, by STAC common name.
-_WAVELENGTH_UM = {
-    "coastal": 0.443, "blue": 0.49, "green": 0.56, "yellow": 0.6, "red": 0.66, "pan": 0.6,
-    "rededge": 0.72, "rededge071": 0.705, "rededge075": 0.74, "rededge078": 0.783, "nir": 0.83,
-    "nir08": 0.865, "nir09": 0.945, "cirrus": 1.375, "swir16": 1.61, "swir22": 2.2,
-}  # fmt: skip
 # Between Rayleigh scattering by air (4) and scattering by coarse dust (0): hazy air is about 2.
 _HAZE_EXPONENT = 2.0
 _DRAWS = 20
@@ -53,16 +49,15 @@ def training_batches(
             for scene, summed in zip(scenes, sums, strict=True)
         ]
     )
-    veil = haze_by_band(recipe.data.bands)
+    light = Light(recipe, mean)
     while True:
-        pixels, codes = [], []
+        drawn = []
         for _ in range(recipe.training.batch):
             number = int(rng.choice(len(scenes), p=sizes / sizes.sum()))
             scene, summed = scenes[number], sums[number]
             window = draw_window(scene, summed, recipe.model.tile, recipe.augmentation.zoom, rng)
-            tile_CHW, tile_HW = read_training_tile(scene, window, recipe, mean, veil, rng)
-            pixels.append(tile_CHW)
-            codes.append(tile_HW)
+            drawn.append(read_training_tile(scene, window, recipe, light, rng))
+        pixels, codes = zip(*drawn, strict=True)
         yield Batch(
             torch.from_numpy(np.stack(pixels)),
             torch.from_numpy(np.stack(codes).astype(np.int64)),
@@ -129,12 +124,11 @@ def read_training_tile(
     scene: LabelledScene,
     window: Window,
     recipe: Recipe,
-    mean: NDArray[np.float32],
-    veil: NDArray[np.float32],
+    light: "Light",
     rng: np.random.Generator,
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """Pixels (C, tile, tile) and codes (tile, tile) of ``window``, a square, augmented."""
-    settings, tile = recipe.augmentation, recipe.model.tile
+    settings, tile, mean = recipe.augmentation, recipe.model.tile, light.mean
     height, width = scene.codes.shape
     inside = window.intersection(Window(0, 0, width, height))
     pixels, codes, valid = read_square(scene, inside, window.height, mean, part=TRAINING)
@@ -146,10 +140,27 @@ def read_training_tile(
     if settings.d4:
         symmetry = int(rng.integers(0, 8))
         pixels, codes, valid = turn(pixels, symmetry), turn(codes, symmetry), turn(valid, symmetry)
-    pixels = relight(pixels, settings, veil, rng)
+    if settings.clouds.share and rng.random() < settings.clouds.share:
+        pixels, codes, _ = light.clouds(pixels, codes, rng)
+        codes = np.where(valid, codes, np.uint8(IGNORED))
+    pixels = relight(pixels, settings, light.veil, rng)
+    if settings.band_dropout and rng.random() < settings.band_dropout:
+        lost = int(rng.integers(len(pixels)))
+        pixels[lost] = mean[lost]
     # What predict fills in is the mean exactly, whatever the light of the rest.
     pixels = np.where(valid, pixels, mean[:, np.newaxis, np.newaxis])
     return np.ascontiguousarray(pixels, np.float32), np.ascontiguousarray(codes)
+
+
+class Light:
+    """What the augmentations know of the recipe's bands."""
+
+    def __init__(self, recipe: Recipe, mean: NDArray[np.float32]) -> None:
+        self.mean = mean
+        """(C,), in units."""
+        self.veil = haze_by_band(recipe.data.bands)
+        """(C,): what haze adds, blue being 1."""
+        self.clouds = CloudMaker(recipe)
 
 
 def resample_pixels(pixels_CHW: NDArray[np.float32], tile: int) -> NDArray[np.float32]:
@@ -192,10 +203,10 @@ def relight(
 
 def haze_by_band(bands: Sequence[str]) -> NDArray[np.float32]:
     """How much a veil adds to each band, blue being 1; none to bands of unknown wavelength."""
-    blue = _WAVELENGTH_UM["blue"]
+    blue = WAVELENGTH_UM["blue"]
     return np.array(
         [
-            (blue / _WAVELENGTH_UM[band]) ** _HAZE_EXPONENT if band in _WAVELENGTH_UM else 0.0
+            (blue / WAVELENGTH_UM[band]) ** _HAZE_EXPONENT if band in WAVELENGTH_UM else 0.0
             for band in bands
         ],
         np.float32,

@@ -341,6 +341,12 @@ def _draw_blocks(counts: NDArray[np.int64], blocks: Blocks) -> NDArray[np.int64]
 
 def _warn_of_absent_classes(scenes: Sequence[LabelledScene], recipe: Recipe) -> None:
     shares = class_shares(scenes, len(recipe.classes))
-    absent = [item.name for item, share in zip(recipe.classes, shares, strict=True) if not share]
+    clouds = recipe.augmentation.clouds
+    made_up = (clouds.cloud, clouds.shadow) if clouds.share else ()
+    absent = [
+        item.name
+        for item, share in zip(recipe.classes, shares, strict=True)
+        if not share and item.value not in made_up
+    ]
     if absent:
         log.warning("No training pixel is labelled %s: it cannot be learned.", ", ".join(absent))

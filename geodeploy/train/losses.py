@@ -49,13 +49,19 @@ def cross_entropy(logits_BKHW: Tensor, codes_BHW: Tensor, weights: Sequence[floa
 
 
 def class_weights(wanted: str | tuple[float, ...], shares: NDArray[np.float64]) -> tuple[float, ...]:
-    """One weight a class: as given, all 1, or by the inverse of its share with a mean of 1."""
+    """One weight a class: as given, all 1, or by the inverse of its share with a mean of 1.
+
+    A class without a label weighs 1 too: made-up clouds may still bring it up.
+    """
     if isinstance(wanted, tuple):
         return wanted
     if wanted == "none":
         return (1.0,) * len(shares)
-    inverse = np.divide(1.0, shares, out=np.zeros_like(shares), where=shares > 0)
-    present = inverse > 0
-    for _ in range(2):  # the cap moves the mean, once
-        inverse = np.minimum(inverse / inverse[present].mean(), _RAREST)
-    return tuple(float(weight) for weight in inverse)
+    weights = np.ones(len(shares))
+    present = shares > 0
+    if present.any():
+        inverse = 1 / shares[present]
+        for _ in range(2):  # the cap moves the mean, once
+            inverse = np.minimum(inverse / inverse.mean(), _RAREST)
+        weights[present] = inverse
+    return tuple(float(weight) for weight in weights)

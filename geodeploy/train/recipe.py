@@ -22,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from geodeploy.bands import WAVELENGTH_UM
 from geodeploy.errors import RecipeError
 from geodeploy.spec import Range, SegmentationClass
 
@@ -240,6 +241,19 @@ class Training(_Table):
         return self
 
 
+class Clouds(_Table):
+    """Clouds and shadows made up over the ground, for pixels in reflectance."""
+
+    share: Share = 0.0
+    """Of the windows that get them."""
+    cloud: int | None = None
+    """Value of the class that they are; None for a model that only has to see past them."""
+    shadow: int | None = None
+    """Value of the class of their shadows; None where there is none: the ground keeps its own."""
+    unshaded: tuple[int, ...] = ()
+    """Values of classes on which nobody can tell a shadow, such as water: without a label there."""
+
+
 class Augmentation(_Table):
     """How training windows are varied. Gains are exp(N(0, s)); offsets and haze are in units."""
 
@@ -253,6 +267,9 @@ class Augmentation(_Table):
     """s of a number N(0, s) added to all bands."""
     haze: NonNegativeFloat = 0.0
     """Most light that a veil adds to the blue band; less to longer waves."""
+    band_dropout: Share = 0.0
+    """Of the windows in which one band is lost, and holds its mean."""
+    clouds: Clouds = Clouds()
     zoom: tuple[PositiveFloat, PositiveFloat] = (1.0, 1.0)
     """Smallest and largest side of the windows in tiles; they are resampled to one tile."""
 
@@ -291,6 +308,17 @@ class Recipe(_Table):
         both = sorted(set(values) & set(self.data.ignore))
         if both:
             raise ValueError(f"data.ignore holds {both}, which are classes")
+        clouds = self.augmentation.clouds
+        for value in (clouds.cloud, clouds.shadow, *clouds.unshaded):
+            if value is not None and value not in values:
+                raise ValueError(f"augmentation.clouds names the class {value}; there are {values}")
+        unknown = [band for band in self.data.bands if band not in WAVELENGTH_UM]
+        if clouds.share and (unknown or self.data.units != "reflectance"):
+            odd = f"the bands {', '.join(unknown)}" if unknown else f'units = "{self.data.units}"'
+            raise ValueError(
+                "augmentation.clouds.share must be 0: clouds are made of reflectance, for "
+                f"{', '.join(WAVELENGTH_UM)}; found {odd}"
+            )
         weights = self.training.class_weights
         if isinstance(weights, tuple) and len(weights) != len(self.classes):
             raise ValueError(

@@ -11,6 +11,7 @@ from rasterio.windows import Window
 
 from geodeploy.labels import IGNORED
 from geodeploy.train.augment import (
+    Light,
     _find_label,
     draw_window,
     haze_by_band,
@@ -25,7 +26,6 @@ from geodeploy.train.augment import (
 from geodeploy.train.data import TRAINING, open_scenes, sample_tiles
 from geodeploy.train.recipe import Augmentation, load_recipe
 
-SIX = ("blue", "green", "red", "nir", "swir16", "swir22")
 MEAN = np.full(6, 0.2, np.float32)
 
 
@@ -66,12 +66,11 @@ def test_a_scene_painted_with_its_labels_stays_so_whatever_is_done_to_it(recipe_
                 return np.tile(codes, (6, 1, 1)).astype(np.float32), codes != IGNORED
 
         painted = type(scene)(Painted(), scene.codes, scene.part)
+        light = Light(recipe, MEAN)
         for _ in range(20):
             # No zoom: no mixing of neighbours.
             window = draw_window(painted, sum_labels(painted), 32, (1.0, 1.0), rng)
-            pixels, codes = read_training_tile(
-                painted, window, recipe, MEAN, haze_by_band(recipe.data.bands), rng
-            )
+            pixels, codes = read_training_tile(painted, window, recipe, light, rng)
             labelled = codes != IGNORED
             assert labelled.any()
             np.testing.assert_array_equal(pixels[0][labelled], codes[labelled])
@@ -142,7 +141,7 @@ def test_no_augmentation_leaves_pixels_as_they_are(recipe_file: Path) -> None:
     rng = np.random.default_rng(0)
     window = Window(40, 30, 32, 32)
     with open_scenes(recipe) as (scene,):
-        pixels, _ = read_training_tile(scene, window, recipe, MEAN, haze_by_band(SIX), rng)
+        pixels, _ = read_training_tile(scene, window, recipe, Light(recipe, MEAN), rng)
         np.testing.assert_array_equal(pixels, scene.raster.read_pixels(window)[0])
 
 

@@ -100,6 +100,13 @@ def test_a_mistyped_key_is_an_error_that_names_the_nearest(
         ("data.scene.0.offset=much", "data.scene.0.offset must be a valid number"),
         ("data.scene.0.offset=[0]", "scene.0.offset has 1 numbers for 6 bands"),
         ("data.scene.0.weight=0", "data.scene.0.weight must be greater than 0, found 0"),
+        ("augmentation.clouds.share=2", "augmentation.clouds.share must be less than or equal to 1"),
+        ("augmentation.clouds.cloud=7", "augmentation.clouds names the class 7; there are [0, 1, 2]"),
+        ("augmentation.clouds.unshaded=[8]", "augmentation.clouds names the class 8"),
+        (
+            "augmentation.band_dropout=-1",
+            "augmentation.band_dropout must be greater",
+        ),
         ("data.ignore=[1]", "data.ignore holds [1], which are classes"),
         ("training.epochs=2", "give one of steps and epochs"),
         ("training.class_weights=[1, 2]", "training.class_weights has 2 numbers for 3 classes"),
@@ -124,6 +131,22 @@ def test_weights_are_given_to_all_scenes_that_train_or_to_none(
     assert load_recipe(path, ["data.scene.0.weight=2", "data.scene.1.weight=1"])
     path.write_text(recipe_file.read_text() + scene + '"validation"\n')
     assert load_recipe(path, ["data.scene.0.weight=2"]).data.scene[1].weight is None
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("data.units=kelvin", 'found units = "kelvin"'),
+        ("data.bands=['blue', 'vv', 'vh']", "found the bands vv, vh"),
+    ],
+)
+def test_clouds_are_made_for_reflectance_in_bands_of_known_wavelength(
+    recipe_file: Path, override: str, words: str
+) -> None:
+    assert load_recipe(recipe_file, [override])
+    message = complaint(recipe_file, override, "augmentation.clouds.share=0.1")
+    assert "augmentation.clouds.share must be 0" in message
+    assert words in message
 
 
 def test_a_missing_key_is_named(tmp_path: Path) -> None:
