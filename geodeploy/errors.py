@@ -27,6 +27,10 @@ class GridError(GeodeployError, ValueError):
     """Tiles, overlaps or rasters whose sizes do not fit together."""
 
 
+class AreaError(GeodeployError, ValueError):
+    """An area to map that cannot be read, or does not lie on the scene."""
+
+
 class SpecError(GeodeployError, ValueError):
     """A model description that is absent, unreadable or newer than this program."""
 
