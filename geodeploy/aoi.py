@@ -14,9 +14,9 @@ from rasterio.features import geometry_mask
 from rasterio.warp import transform as transform_points
 from rasterio.windows import Window
 
+from geodeploy.boundaries import Polygon, Ring, read_polygons
 from geodeploy.errors import AreaError
 from geodeploy.tiles import Span
-from geodeploy.vectors import Polygon, Ring, read_polygons
 
 _PIECES = 50
 """A side longer than a fiftieth of its polygon is cut: what is straight in one CRS bends in another."""
