@@ -1,0 +1,266 @@
+"""Write polygons as they come: GeoPackage, GeoJSON, GeoParquet; whole files or none."""
+
+import json
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyogrio
+import shapely
+from numpy.typing import NDArray
+from pyarrow.parquet import ParquetWriter
+from rasterio.crs import CRS
+from rasterio.warp import transform as warp
+
+from geodeploy.classmap import ClassMap
+from geodeploy.errors import OutputError, first_line
+from geodeploy.outlines import Features
+
+_BATCH = 20_000
+"""Polygons written at once."""
+_STEP = 128
+"""Pixels between the corners of a side on its way to degrees, where a straight line is none."""
+_DIGITS = 7
+"""Of degrees: a centimetre (RFC 7946, 11.2)."""
+
+
+class Vectors(Protocol):
+    """A file of polygons that is being written."""
+
+    def add(self, features: Features) -> None:
+        """Write ``features``, their corners in pixels of the map."""
+        ...
+
+    def close(self) -> None:
+        """Write what is still to be written."""
+        ...
+
+
+@contextmanager
+def open_vectors(output: Path, source: ClassMap) -> Iterator[Vectors]:
+    """A file of the polygons of ``source``, at ``output`` when the context is left without an error.
+
+    Raises:
+        OutputError: it cannot be written, or GeoJSON is asked of a map without a CRS.
+    """
+    draft = output.with_name(f".{output.name}.part") / output.name
+    shutil.rmtree(draft.parent, ignore_errors=True)  # of a run that was killed
+    try:
+        draft.parent.mkdir()
+        vectors = FORMATS[output.suffix.lower()](draft, source)
+        try:
+            yield vectors
+        finally:
+            vectors.close()
+        draft.replace(output)
+    except (OSError, pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError) as error:
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(
+            f"{output} cannot be written ({first_line(error)}). Is the disk full? "
+            "Nothing was left behind."
+        ) from error
+    finally:
+        shutil.rmtree(draft.parent, ignore_errors=True)
+
+
+class GeoPackage:
+    """One layer, ``polygons``, in the map's CRS, with a spatial index."""
+
+    def __init__(self, path: Path, source: ClassMap) -> None:
+        self._path, self._source = path, source
+        self._waiting: list[Features] = []
+        self._begun = False
+
+    def add(self, features: Features) -> None:  # noqa: D102
+        self._waiting.append(features)
+        if sum(map(len, self._waiting)) >= _BATCH:
+            self._write()
+
+    def close(self) -> None:  # noqa: D102
+        if self._waiting or not self._begun:
+            self._write()
+
+    def _write(self) -> None:
+        features = _joined(self._waiting)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="'crs' was not provided")
+            pyogrio.raw.write(
+                self._path,
+                shapely.to_wkb(on_ground(features.geometries, self._source)),
+                [features.values.astype(np.int16), _names(features, self._source), features.areas_m2],
+                ["value", "name", "area_m2"],
+                layer="polygons",
+                driver="GPKG",
+                geometry_type="Polygon",
+                crs=None if self._source.crs is None else self._source.crs.to_wkt(),
+                append=self._begun,
+            )
+        self._waiting, self._begun = [], True
+
+
+class GeoParquet:
+    """GeoParquet 1.1 in the map's CRS, a row group for some ten thousand polygons."""
+
+    def __init__(self, path: Path, source: ClassMap) -> None:
+        self._source = source
+        crs = None if source.crs is None else source.crs.to_dict(projjson=True)
+        column = {
+            "encoding": "WKB",
+            "geometry_types": ["Polygon"],
+            "crs": crs,
+            "orientation": "counterclockwise",
+        }
+        description = {
+            "version": "1.1.0",
+            "primary_column": "geometry",
+            "columns": {"geometry": column},
+        }
+        self._schema = pa.schema(
+            [
+                pa.field("value", pa.uint8()),
+                pa.field("name", pa.string()),
+                pa.field("area_m2", pa.float64()),
+                pa.field("geometry", pa.binary()),
+            ],
+            metadata={"geo": json.dumps(description)},
+        )
+        self._waiting: list[Features] = []
+        self._file = ParquetWriter(path, self._schema, compression="zstd")
+
+    def add(self, features: Features) -> None:  # noqa: D102
+        self._waiting.append(features)
+        if sum(map(len, self._waiting)) >= _BATCH:
+            self._write()
+
+    def close(self) -> None:  # noqa: D102
+        try:
+            if self._waiting:
+                self._write()
+        finally:
+            self._file.close()
+
+    def _write(self) -> None:
+        features = _joined(self._waiting)
+        columns = [
+            pa.array(features.values),
+            pa.array(_names(features, self._source), pa.string()),
+            pa.array(features.areas_m2, from_pandas=True),  # NaN is null
+            pa.array(shapely.to_wkb(on_ground(features.geometries, self._source)), pa.binary()),
+        ]
+        self._file.write_batch(pa.record_batch(columns, schema=self._schema))
+        self._waiting = []
+
+
+class GeoJson:
+    """RFC 7946: degrees of WGS 84, outer rings against the clock, nothing across 180 degrees."""
+
+    def __init__(self, path: Path, source: ClassMap) -> None:
+        if source.crs is None:
+            raise OutputError(
+                f"{source.path} has no CRS, and GeoJSON is in degrees: take .gpkg or .parquet."
+            )
+        self._source = source
+        self._file = path.open("w", encoding="utf-8")
+        self._file.write('{"type": "FeatureCollection", "features": [')
+        self._separator = "\n"
+
+    def add(self, features: Features) -> None:  # noqa: D102
+        texts = shapely.to_geojson(in_degrees(features.geometries, self._source))
+        areas = [None if np.isnan(area) else round(area, 2) for area in features.areas_m2.tolist()]
+        names = _names(features, self._source).tolist()
+        for text, value, name, area in zip(texts, features.values.tolist(), names, areas, strict=True):
+            properties = json.dumps({"value": value, "name": name, "area_m2": area}, ensure_ascii=False)
+            feature = f'{{"type": "Feature", "properties": {properties}, "geometry": {text}}}'
+            self._file.write(self._separator + feature)
+            self._separator = ",\n"
+
+    def close(self) -> None:  # noqa: D102
+        with self._file:
+            self._file.write("\n]}\n")
+
+
+FORMATS: dict[str, Callable[[Path, ClassMap], Vectors]] = {
+    ".gpkg": GeoPackage,
+    ".geojson": GeoJson,
+    ".json": GeoJson,
+    ".parquet": GeoParquet,
+    ".geoparquet": GeoParquet,
+}
+
+
+def on_ground(geometries: NDArray[np.object_], source: ClassMap) -> NDArray[np.object_]:
+    """Polygons in the map's CRS, outer rings against the clock, of polygons in pixels."""
+    grid = source.transform
+
+    def place(corners: NDArray[np.float64]) -> NDArray[np.float64]:
+        cols, rows = corners.T
+        return np.stack(
+            [grid.c + cols * grid.a + rows * grid.b, grid.f + cols * grid.d + rows * grid.e], axis=1
+        )
+
+    return _oriented(shapely.transform(geometries, place))
+
+
+def in_degrees(geometries: NDArray[np.object_], source: ClassMap) -> NDArray[np.object_]:
+    """(Multi)polygons in longitudes and latitudes of WGS 84, of polygons in pixels."""
+    wgs84 = CRS.from_epsg(4326)
+
+    def place(corners: NDArray[np.float64]) -> NDArray[np.float64]:
+        longitudes, latitudes = warp(source.crs, wgs84, *corners.T)
+        return np.stack([longitudes, latitudes], axis=1)
+
+    dense = on_ground(shapely.segmentize(geometries, _STEP), source)
+    placed = shapely.transform(dense, place) if len(dense) else dense
+    for number in np.flatnonzero(_leave_the_globe(placed)):
+        placed[number] = _cut_at_180(placed[number])
+    rounded: NDArray[np.object_] = shapely.transform(placed, lambda corners: corners.round(_DIGITS))
+    return _oriented(rounded)
+
+
+def _leave_the_globe(geometries: NDArray[np.object_]) -> NDArray[np.bool_]:
+    """Which reach beyond 180 degrees, or jump from there to the other side."""
+    corners, place = shapely.get_coordinates(geometries, return_index=True)
+    jumps = (np.abs(np.diff(corners[:, 0])) > 180) & (place[:-1] == place[1:])
+    found = np.zeros(len(geometries), bool)
+    found[place[:-1][jumps]] = True
+    found[place[np.abs(corners[:, 0]) > 180]] = True
+    return found
+
+
+def _cut_at_180(polygon: shapely.Polygon) -> Any:
+    def unwrap(corners: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.stack([np.unwrap(corners[:, 0], period=360), corners[:, 1]], axis=1)
+
+    whole = shapely.transform(polygon, unwrap)
+    parts = [
+        shapely.transform(
+            shapely.intersection(whole, shapely.box(turn - 180, -90, turn + 180, 90)),
+            lambda corners, turn=turn: corners - (turn, 0),
+        )
+        for turn in (-360, 0, 360)
+    ]
+    return shapely.union_all([part for part in parts if part.area])
+
+
+def _oriented(geometries: NDArray[np.object_]) -> NDArray[np.object_]:
+    turned: NDArray[np.object_] = shapely.orient_polygons(geometries, exterior_cw=False)
+    return turned
+
+
+def _joined(waiting: list[Features]) -> Features:
+    return Features(
+        np.concatenate([np.array([], object), *(each.geometries for each in waiting)]),
+        np.concatenate([np.array([], np.uint8), *(each.values for each in waiting)]),
+        np.concatenate([np.array([], np.float64), *(each.areas_m2 for each in waiting)]),
+    )
+
+
+def _names(features: Features, source: ClassMap) -> NDArray[np.object_]:
+    names = {value: source.item(value).name for value in np.unique(features.values).tolist()}
+    return np.array([names[value] for value in features.values.tolist()], object)
