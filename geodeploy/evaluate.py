@@ -15,7 +15,7 @@ from rasterio.windows import Window
 from geodeploy.dataset import open_dataset, reading
 from geodeploy.errors import LabelError
 from geodeploy.labels import IGNORED, class_positions, ignored_values
-from geodeploy.predict import PredictOptions, Progress, map_scene
+from geodeploy.predict import PredictOptions, Progress, asked_gsd_m, map_scene
 from geodeploy.raster import open_raster
 from geodeploy.runtime import open_session
 from geodeploy.scores import Scores, confusion_matrix
@@ -100,7 +100,8 @@ def _compare(mapped: Any, labels: Any, spec: ModelSpec, source: Path) -> Scores:
 @contextmanager
 def _on_grid_of(image: Path, labels: Any, spec: ModelSpec, options: PredictOptions) -> Iterator[Any]:
     """``labels`` as they lie on the grid of ``image``."""
-    with open_raster(image, band_names=spec.band_names, select=options.bands) as scene:
+    gsd_m = asked_gsd_m(options, spec)
+    with open_raster(image, band_names=spec.band_names, select=options.bands, gsd_m=gsd_m) as scene:
         crs, transform, width, height = scene.crs, scene.transform, scene.width, scene.height
         # Not the scene's corner alone: half a pixel over its whole length is a shift too.
         pixel = min(abs(transform.a) + abs(transform.b), abs(transform.d) + abs(transform.e))

@@ -10,6 +10,7 @@ Memory does not depend on the scene's height. Beyond the model's own session it 
 """
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,17 +18,25 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, PositiveInt
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    PlainValidator,
+    PositiveInt,
+)
 
 from geodeploy import __version__
 from geodeploy.ahead import read_ahead
 from geodeploy.blend import Blend, Mosaic, check_finite, check_probabilities, softmax
-from geodeploy.errors import OutputError
+from geodeploy.errors import GridError, OutputError
 from geodeploy.machine import Stopwatch, peak_memory_bytes
 from geodeploy.raster import Raster, Stripe, check_range, ground_sample_distance_m, open_raster
 from geodeploy.report import BusyShares, ClassArea, Report, UnseenShare
@@ -46,6 +55,18 @@ by block, so one block of every band would do; the rest serves the COG's overvie
 
 Progress = Callable[[int, int], None]
 """Called with the rows written so far and all rows."""
+
+
+def _gsd(value: Any) -> Any:
+    if value in ("native", "model"):
+        return value
+    try:
+        metres = float(value)
+    except (TypeError, ValueError):
+        metres = 0.0
+    if not 0 < metres < math.inf:
+        raise ValueError("native, model or a number of metres above 0 is needed")
+    return metres
 
 
 class PredictOptions(BaseModel):
@@ -68,6 +89,8 @@ class PredictOptions(BaseModel):
     """What values are multiplied with after the file's own scale and offset."""
     offset: FiniteFloat = 0.0
     """What is added then."""
+    gsd: Annotated[Literal["native", "model"] | float, PlainValidator(_gsd)] = "native"
+    """Metres a pixel to resample the scene to as it is read; ``model`` takes those of the training."""
     overwrite: bool = False
     """Replace a map that exists."""
     readers: PositiveInt = 2
@@ -259,6 +282,18 @@ def map_scene(
     )
 
 
+def asked_gsd_m(options: PredictOptions, spec: ModelSpec) -> float | None:
+    """Metres a pixel that the scene is to be brought to; None for its own."""
+    if options.gsd == "model" and spec.gsd_m is None:
+        raise GridError(
+            f"--gsd model: the model {spec.name} does not say what size of pixel it was trained on. "
+            "Give it in metres."
+        )
+    if options.gsd == "model":
+        return spec.gsd_m
+    return None if options.gsd == "native" else options.gsd
+
+
 @contextmanager
 def _opened(source: Path, spec: ModelSpec, options: PredictOptions) -> Iterator[Raster]:
     """The scene, with the model's bands and with values that can be in its units."""
@@ -268,6 +303,7 @@ def _opened(source: Path, spec: ModelSpec, options: PredictOptions) -> Iterator[
         select=options.bands,
         scale=options.scale,
         offset=options.offset,
+        gsd_m=asked_gsd_m(options, spec),
     ) as raster:
         check_range(raster, spec.bands)
         yield raster
@@ -374,7 +410,7 @@ def _resolution_notes(raster: Raster, spec: ModelSpec) -> Iterator[str]:
     if gsd_m and spec.gsd_m and not 0.5 <= gsd_m / spec.gsd_m <= 2:
         yield (
             f"{raster.name} has pixels of {gsd_m:.3g} m, the model was trained on {spec.gsd_m:g} m: "
-            "expect a poorer map, or resample the scene first (gdalwarp -tr)."
+            "expect a poorer map, or bring the scene to that size with --gsd model."
         )
 
 
@@ -409,6 +445,7 @@ def _tags(session: Session, raster: Raster, options: PredictOptions, overlap: in
         "GEODEPLOY_BANDS": ",".join(map(str, raster.indexes)),
         "GEODEPLOY_SCALE": repr(options.scale),
         "GEODEPLOY_OFFSET": repr(options.offset),
+        "GEODEPLOY_GSD": str(options.gsd),
         "GEODEPLOY_CLASSES": "; ".join(f"{item.value} {item.name}" for item in spec.classes),
         "GEODEPLOY_LICENCE": spec.licence,
     }

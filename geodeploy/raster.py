@@ -19,7 +19,7 @@ from rasterio.windows import Window
 from geodeploy.asset import Asset, Source
 from geodeploy.bands import landsat_number, match_bands
 from geodeploy.dataset import open_dataset, open_quietly, reading
-from geodeploy.errors import RangeError, SourceError
+from geodeploy.errors import GridError, RangeError, SourceError
 from geodeploy.layer import Grid, Layer
 from geodeploy.resample import Axis
 from geodeploy.source import alpha_bands, find_source
@@ -141,11 +141,12 @@ def open_raster(
     select: Sequence[str] | None = None,
     scale: float | Sequence[float] = 1.0,
     offset: float | Sequence[float] = 0.0,
+    gsd_m: float | None = None,
 ) -> Iterator[Raster]:
     """The bands ``band_names`` of the scene at ``path``, in that order, on one grid.
 
-    The grid is that of the band with the smallest pixels; the others are resampled to it as they are
-    read, linearly.
+    The grid is that of the band with the smallest pixels, or one of ``gsd_m`` from the same corner;
+    bands on another grid are resampled to it as they are read, linearly.
 
     Args:
         path: What `find_source` takes: a raster file, or several that make a scene.
@@ -154,12 +155,15 @@ def open_raster(
         scale: What values are multiplied with after the file's own scale and offset tags; one number,
             or one a band in model order.
         offset: What is added then.
+        gsd_m: Metres a pixel; None for those of the scene.
 
     Raises:
         SourceError: a file is missing or not a raster, or the files do not fit together.
+        GridError: the scene has no pixels of ``gsd_m``.
         BandError: the bands are not those of the model.
     """
-    raster = _open(find_source(path, with_alpha=select is not None), band_names, select, scale, offset)
+    source = find_source(path, with_alpha=select is not None)
+    raster = _open(source, band_names, select, scale, offset, gsd_m)
     try:
         yield raster
     finally:
@@ -172,6 +176,7 @@ def _open(
     select: Sequence[str] | None,
     scale: float | Sequence[float],
     offset: float | Sequence[float],
+    gsd_m: float | None,
 ) -> Raster:
     indexes, notes = match_bands(
         [asset.name for asset in source.assets],
@@ -187,6 +192,8 @@ def _open(
         for path in dict.fromkeys(asset.path for asset in chosen)
     ]
     grid = min((layer.grid for layer, _, _ in opened), key=lambda grid: abs(grid.transform.determinant))
+    if gsd_m is not None:
+        grid = _with_gsd(grid, gsd_m, source.name)
     layers = [_on_grid(layer, grid, source.name) for layer, _, _ in opened]
     file_scales, file_offsets = np.ones(len(chosen)), np.zeros(len(chosen))
     for layer, scales, offsets in opened:
@@ -204,7 +211,7 @@ def _open(
         width=grid.width,
         crs=grid.crs,
         transform=grid.transform,
-        block_rows=max(layer.block_rows for layer in layers if layer.axes is None),
+        block_rows=max((layer.block_rows for layer in layers if layer.axes is None), default=1),
         dtype=np.result_type(*(layer.dtype for layer in layers)),
         scales=(file_scales * np.array(scale)).astype(np.float32).reshape(shape),
         offsets=(file_offsets * np.array(scale) + offset).astype(np.float32).reshape(shape),
@@ -257,6 +264,25 @@ def _open_layer(
             for asset in assets
         ]
         return layer, scales, offsets
+
+
+def _with_gsd(grid: Grid, gsd_m: float, scene: str) -> Grid:
+    """The same corner and, but for the last pixels, the same extent in square pixels of ``gsd_m``."""
+    if grid.crs is None or not grid.crs.is_projected:
+        raise GridError(
+            f"{scene} is in {grid.crs or 'no CRS'}, where pixels have no size in metres: --gsd needs a "
+            "projected CRS. Bring it to one first (gdalwarp -t_srs)."
+        )
+    _, metres = grid.crs.linear_units_factor
+    across = gsd_m / (math.hypot(grid.transform.a, grid.transform.d) * metres)
+    down = gsd_m / (math.hypot(grid.transform.b, grid.transform.e) * metres)
+    height, width = (
+        math.floor(length / factor + 1e-6)
+        for length, factor in ((grid.height, down), (grid.width, across))
+    )
+    if height < 1 or width < 1:
+        raise GridError(f"{scene} is smaller than one pixel of --gsd {gsd_m:g} m.")
+    return Grid(grid.crs, grid.transform @ Affine.scale(across, down), height, width)
 
 
 def _on_grid(layer: Layer, grid: Grid, scene: str) -> Layer:

@@ -28,6 +28,8 @@ def find_source(path: Path, *, with_alpha: bool = False) -> Source:
     Raises:
         SourceError: nothing is there, or nothing that holds bands.
     """
+    if path == Path():  # what becomes of an empty name, as an unset variable in a shell makes one
+        raise SourceError("The name is empty, or . is a folder. Name the scene by its own name.")
     if is_pattern(path):
         return _files_source(str(path), _matching(path), with_alpha)
     if product := _product(path):

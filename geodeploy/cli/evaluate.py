@@ -18,6 +18,9 @@ def evaluate(
     ] = None,
     scale: Annotated[float | None, typer.Option(metavar="S", help="Multiply the scene by S.")] = None,
     offset: Annotated[float | None, typer.Option(metavar="O", help="Then add O.")] = None,
+    gsd: Annotated[
+        str | None, typer.Option(metavar="native|model|METRES", help="As in predict.")
+    ] = None,
     overlap: Annotated[int | None, typer.Option(metavar="PX", help="As in predict.")] = None,
     picture: Annotated[
         Path | None, typer.Option(metavar="OUT.png", help="Draw the confusion matrix.")
@@ -34,6 +37,7 @@ def evaluate(
         bands=split_names(bands),
         scale=scale,
         offset=offset,
+        gsd=gsd,
         overlap=overlap,
     )
     with progress_bar() as progress:

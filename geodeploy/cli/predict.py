@@ -47,6 +47,12 @@ def predict(
         typer.Option(metavar="S", help="Multiply values by S, after the file's own scale."),
     ] = None,
     offset: Annotated[float | None, typer.Option(metavar="O", help="Then add O.")] = None,
+    gsd: Annotated[
+        str | None,
+        typer.Option(
+            metavar="native|model|METRES", help="Resample the scene as it is read. [default: native]"
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the report as JSON; a list for several scenes.")
     ] = False,
@@ -65,6 +71,7 @@ def predict(
         bands=split_names(bands),
         scale=scale,
         offset=offset,
+        gsd=gsd,
     )
     with progress_bar() as progress:
         reports = predict_scenes(scenes, model, output, options=options, progress=progress)

@@ -97,8 +97,8 @@ def place(make_model: Make, make_raster: Make, tmp_path_factory: pytest.TempPath
         ("zero.tif", "zero.tif is not a raster", "fetch it again"),
         ("head.tif", "head.tif is not a raster", "truncated: fetch it again"),
         ("cut.tif", "cut.tif: rows ", "damaged or truncated: fetch it again"),
-        ("folder.tif", "folder.tif is a folder", "a raster file is needed"),
-        ("", "is a folder", "a raster file is needed"),
+        ("folder.tif", "folder.tif is a folder", "Name a raster file"),
+        ("", "The name is empty", "Name the scene"),
         # Bands.
         ("two.tif", "two.tif has 2 bands (blue, green)", "Add the missing ones"),
         ("unknown.tif", "(a, b, c, d, e, f), among which blue is not found", "with --bands"),
@@ -136,6 +136,7 @@ def place(make_model: Make, make_raster: Make, tmp_path_factory: pytest.TempPath
         ("scene.tif --scale 0", "--scale 0.0: ", "greater than 0"),
         ("scene.tif --scale nan", "--scale nan: ", ""),
         ("scene.tif --offset inf", "--offset inf: ", "finite number"),
+        ("scene.tif --gsd wide", "--gsd wide: ", "metres above 0"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
