@@ -1,0 +1,172 @@
+"""Clean maps: smoothed, sieved, in flat memory."""
+
+import shutil
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.shutil import copy as rasterio_copy
+from rasterio.windows import Window
+
+from geodeploy.classmap import ClassMap, open_class_map
+from geodeploy.dataset import reason
+from geodeploy.errors import GeodeployError, OutputError
+from geodeploy.filters import Side, Size, sieve_bands, smooth_bands
+from geodeploy.machine import usable_cores
+from geodeploy.writer import BLOCK, aux_path, check_output
+
+_OF_COG = ("OVR_RESAMPLING_ALG", "LAYOUT")
+"""Tags that say how a file was made, not what it holds."""
+
+
+class CleanOptions(BaseModel):
+    """What to do to a class map: first smooth, then sieve."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    smooth: Side | None = None
+    """Each pixel takes the majority of a square of so many pixels, an odd number up to 255."""
+    sieve: Size | None = None
+    """Regions of fewer pixels than this, up to 1000, take the class with the longest common border."""
+    overwrite: bool = False
+    """Replace a map that exists."""
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What a map says of its cleaning."""
+        return {"GEODEPLOY_SMOOTH": str(self.smooth), "GEODEPLOY_SIEVE": str(self.sieve)}
+
+    def __bool__(self) -> bool:
+        return self.smooth is not None or self.sieve is not None
+
+
+class CleanReport(BaseModel):
+    """What was done."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    map: Path
+    output: Path
+    pixels_changed: int
+    share_changed: float
+    """Of the pixels that hold data, 0 to 1."""
+    seconds: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.output}: {self.pixels_changed} pixels changed ({self.share_changed:.2%}) in "
+            f"{self.seconds:.1f} s"
+        )
+
+
+def clean_map(source: Path | str, output: Path | str, *, options: CleanOptions) -> CleanReport:
+    """Write the class map at ``source``, cleaned, to ``output``: a COG with the same names and colours.
+
+    Raises:
+        OutputError: ``output`` cannot or must not be written.
+        SourceError: the map is missing, damaged, or no class map.
+    """
+    source, output, begun = Path(source), Path(output), time.perf_counter()
+    check_output(output, [source], overwrite=options.overwrite)
+    folder = output.with_name(f".{output.name}.part")
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+    whole, cog = folder / "whole.tif", folder / "map.tif"
+    try:
+        folder.mkdir()
+        counts, changed = clean_raster(source, whole, options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            rasterio_copy(
+                whole,
+                cog,
+                driver="COG",
+                blocksize=BLOCK,
+                compress="deflate",
+                overview_resampling="mode",
+                statistics="yes",
+                bigtiff="if_safer",
+                num_threads=str(usable_cores()),
+            )
+        with open_class_map(cog) as written:
+            # A full disk does not always stop GDAL.
+            if (_count(values for _, values in written.bands()) != counts).any():
+                raise OSError("what was written reads otherwise")
+            nodata = written.nodata
+        if aux_path(source).exists():
+            shutil.copyfile(aux_path(source), folder / "names")
+            (folder / "names").replace(aux_path(output))
+        cog.replace(output)
+    except (RasterioError, OSError) as error:
+        if isinstance(error, GeodeployError):
+            raise
+        raise OutputError(
+            f"{output} cannot be written ({reason(error)}). Is the disk full? Nothing was left behind."
+        ) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    if nodata is not None:
+        counts[nodata] = 0
+    return CleanReport(
+        map=source,
+        output=output,
+        pixels_changed=changed,
+        share_changed=changed / max(int(counts.sum()), 1),
+        seconds=time.perf_counter() - begun,
+    )
+
+
+def clean_raster(source: Path, target: Path, options: CleanOptions) -> tuple[NDArray[np.int64], int]:
+    """Write the class map at ``source``, cleaned, to ``target``: a plain GeoTIFF, tags and colours too.
+
+    Returns:
+        Pixels of each value that were written, (256,), and how many pixels have changed.
+    """
+    with open_class_map(source) as opened:
+        dataset = opened.dataset
+        with (
+            warnings.catch_warnings(),
+            rasterio.open(
+                target, "w", driver="GTiff", count=1, dtype="uint8", height=opened.height,
+                width=opened.width, crs=opened.crs, transform=opened.transform, nodata=opened.nodata,
+                compress="deflate", zlevel=1, tiled=True, blockxsize=BLOCK, blockysize=BLOCK,
+                bigtiff="if_safer",
+            ) as file,
+        ):  # fmt: skip
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            tags = {name: value for name, value in dataset.tags().items() if name not in _OF_COG}
+            file.update_tags(**tags, **options.tags)
+            if dataset.descriptions[0]:
+                file.set_band_description(1, dataset.descriptions[0])
+            if dataset.colorinterp[0] == rasterio.enums.ColorInterp.palette:
+                file.write_colormap(1, dataset.colormap(1))
+            counts, changed, row = np.zeros(256, np.int64), 0, 0
+            for values in cleaned(opened, options):
+                window = Window(0, row, opened.width, len(values))
+                changed += int((values != dataset.read(1, window=window)).sum())
+                counts += _count([values])
+                file.write(values, 1, window=window)
+                row += len(values)
+    return counts, changed
+
+
+def cleaned(source: ClassMap, options: CleanOptions) -> Iterator[NDArray[np.uint8]]:
+    """The rows of a class map from the top, cleaned."""
+    bands: Iterable[NDArray[np.uint8]] = (values for _, values in source.bands())
+    if options.smooth is not None:
+        bands = smooth_bands(bands, options.smooth, nodata=source.nodata)
+    if options.sieve is not None:
+        bands = sieve_bands(bands, options.sieve, nodata=source.nodata)
+    yield from bands
+
+
+def _count(bands: Iterable[NDArray[np.uint8]]) -> NDArray[np.int64]:
+    counts = np.zeros(256, np.int64)
+    for values in bands:
+        counts += np.bincount(values.ravel(), minlength=256)
+    return counts
