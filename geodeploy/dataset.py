@@ -34,6 +34,12 @@ def gdal_name(path: Path | str) -> str:
     return _VIRTUAL[url[1]] + url[2] if url else str(path)
 
 
+def as_url(path: Path | str) -> str | None:
+    """``path`` with both its slashes, if it is a URL."""
+    url = _URL.fullmatch(str(path))
+    return f"{url[1]}://{url[2]}" if url else None
+
+
 @contextmanager
 def open_dataset(path: Path | str) -> Iterator[Any]:
     """A rasterio dataset, or a SourceError that says what is wrong with ``path``."""
