@@ -45,6 +45,11 @@ class ClassMap:
             with reading(self.path, window):
                 yield row, self.dataset.read(1, window=window)
 
+    @property
+    def whole(self) -> Window:
+        """All of it."""
+        return Window(0, 0, self.width, self.height)
+
     def item(self, value: int) -> SegmentationClass:
         """The class of ``value``, with a name of its number where the file has none."""
         for item in self.named:
