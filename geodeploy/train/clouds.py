@@ -9,9 +9,9 @@ from geodeploy.bands import WAVELENGTH_UM
 from geodeploy.labels import IGNORED
 from geodeploy.train.recipe import Clouds, Recipe
 
-_OPAQUE, _CLEAR = 0.25, 0.08
+_OPAQUE, _CLEAR = 0.2, 0.06
 """Cover from which a pixel is cloud, and up to which it is what it was; between them nobody can say."""
-_DARK, _LIT = 0.2, 0.08
+_DARK, _LIT = 0.15, 0.05
 """The same for the light that a shadow takes."""
 _SWIR_UM = 1.3
 """Beyond this, water droplets and ice absorb."""
