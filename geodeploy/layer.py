@@ -39,8 +39,10 @@ class Layer:
     one_type: bool
     """Whether all are stored as ``dtype``."""
     nodata: list[float | None]
+    alpha: list[int]
+    """1-based numbers of the bands that are 0 where there is no data."""
     masked: bool
-    """Whether an alpha band or a mask says which pixels hold data."""
+    """Whether a mask says which pixels hold data."""
     bands_masked: bool
     """Whether bands have masks of their own, as in a VRT."""
     grid: Grid
@@ -73,6 +75,9 @@ class Layer:
                 valid &= np.isfinite(values)
             if nodata is not None and not np.isnan(nodata):
                 valid &= values != nodata
+        # GDAL's mask heeds alpha of bytes and uint16 alone.
+        for index in self.alpha:
+            valid &= dataset.read(index, window=window) > 0
         if self.masked:
             valid &= dataset.dataset_mask(window=window) > 0
         if self.bands_masked:

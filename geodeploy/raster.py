@@ -237,6 +237,11 @@ def _open_layer(
                 f"{Path(path).name} holds complex numbers; a model takes real ones. Convert it first, "
                 "to intensity for instance."
             )
+        if dataset.crs is None and dataset.gcps[0]:
+            raise SourceError(
+                f"{Path(path).name} lies on the ground by {len(dataset.gcps[0])} control points alone. "
+                "Rectify it first: gdalwarp -tps (or -order 1) in.tif out.tif."
+            )
         alpha = set(alpha_bands(dataset)) - set(indexes)
         flags = [dataset.mask_flag_enums[index - 1] for index in indexes]
         every_flag = {flag for of_band in flags for flag in of_band}
@@ -250,8 +255,8 @@ def _open_layer(
                 dataset.nodatavals[asset.index - 1] if asset.nodata is None else asset.nodata
                 for asset in assets
             ],
-            masked=bool(alpha)
-            or (MaskFlags.per_dataset in every_flag and MaskFlags.alpha not in every_flag),
+            alpha=sorted(alpha),
+            masked=MaskFlags.per_dataset in every_flag and MaskFlags.alpha not in every_flag,
             bands_masked=not all(flags),
             grid=Grid(dataset.crs, dataset.transform, dataset.height, dataset.width),
             block_rows=max(rows for rows, _ in dataset.block_shapes),
