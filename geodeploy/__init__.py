@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from geodeploy.report import Report
     from geodeploy.scores import Scores
     from geodeploy.spec import ModelSpec
-    from geodeploy.train import train
+    from geodeploy.train import distil, train
 
 __version__ = version("geodeploy-eo")
 
@@ -28,6 +28,7 @@ __all__ = [
     "PredictOptions",
     "Report",
     "Scores",
+    "distil",
     "evaluate",
     "export",
     "predict",
@@ -41,6 +42,7 @@ _HOMES = {
     "PredictOptions": "predict",
     "Report": "report",
     "Scores": "scores",
+    "distil": "train",
     "evaluate": "evaluate",
     "export": "export",
     "predict": "predict",

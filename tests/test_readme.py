@@ -40,7 +40,7 @@ def test_the_commands_run_in_their_order(tmp_path: Path) -> None:
         (tmp_path / name).symlink_to(ROOT / name)
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     for line in lines:
-        command = line + SHORT if line.startswith("geodeploy train") else line
+        command = line + SHORT if line.startswith(("geodeploy train", "geodeploy distil")) else line
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", command],
             cwd=tmp_path,

@@ -1,4 +1,7 @@
-"""Tune a backbone on labelled scenes: a recipe in, a RUN folder out. Needs the extra ``train``."""
+"""Tune a backbone on labelled scenes, or distil a small one from it: a recipe in, a RUN folder out.
+
+Needs the extra ``train``.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +41,44 @@ def train(
 
     run = None if output is None else Path(output)
     return tune(Path(recipe), run, overrides=overrides, progress=progress)
+
+
+def distil(
+    recipe: Path | str,
+    output: Path | str | None = None,
+    *,
+    teachers: Sequence[Path | str] = (),
+    overrides: Sequence[str] = (),
+    progress: bool = False,
+) -> "TrainReport":
+    """Train what ``recipe`` says to answer like ``teachers`` do, and write the RUN folder ``output``.
+
+    The teachers map every scene of the recipe first, those without labels too. The student then learns
+    their probabilities, and the labels where there are any, under the recipe's augmentations: what the
+    teachers see in plain light it must see in any.
+
+    Args:
+        recipe: As for `train`, and ``[distillation]``.
+        output: As for `train`.
+        teachers: RUN folders of the same bands and classes; their probabilities are averaged. None
+            takes those that the recipe names.
+        overrides: ``key.sub=value`` each, in place of what the file says.
+        progress: Show bars on stderr if that is a terminal.
+
+    Raises:
+        GeodeployError: of the kind that fits, before any work is done where that can be known.
+    """
+    require_packages()
+    from geodeploy.train.tuning import distil_run
+
+    run = None if output is None else Path(output)
+    return distil_run(
+        Path(recipe),
+        run,
+        teachers=[Path(teacher) for teacher in teachers],
+        overrides=overrides,
+        progress=progress,
+    )
 
 
 def require_packages() -> None:

@@ -35,6 +35,8 @@ class Batch:
     """(B, C, tile, tile), in units."""
     codes: torch.Tensor
     """(B, tile, tile) int64: class positions, `IGNORED` where no loss is."""
+    taught: torch.Tensor | None
+    """(B, K, tile, tile): the teachers' probabilities, 0 where they say nothing; None without any."""
 
 
 def training_batches(
@@ -57,15 +59,16 @@ def training_batches(
             scene, summed = scenes[number], sums[number]
             window = draw_window(scene, summed, recipe.model.tile, recipe.augmentation.zoom, rng)
             drawn.append(read_training_tile(scene, window, recipe, light, rng))
-        pixels, codes = zip(*drawn, strict=True)
+        pixels, codes, taught = zip(*drawn, strict=True)
         yield Batch(
             torch.from_numpy(np.stack(pixels)),
             torch.from_numpy(np.stack(codes).astype(np.int64)),
+            torch.from_numpy(np.stack(taught)) if recipe.distillation.teachers else None,
         )
 
 
 def sum_labels(scene: LabelledScene) -> NDArray[np.int64]:
-    """Labels to train on in each square of 64 pixels and all before it, row by row of squares.
+    """Pixels to learn from in each square of 64 pixels and all before it, row by row of squares.
 
     With these one label of millions is found by looking into one square.
     """
@@ -73,7 +76,7 @@ def sum_labels(scene: LabelledScene) -> NDArray[np.int64]:
     counts = []
     for row in range(0, height, _SQUARE):
         stripe = Window(0, row, width, min(_SQUARE, height - row))
-        labelled = scene.codes_of(stripe, TRAINING) != IGNORED
+        labelled = scene.teaches(stripe)
         counts.append(np.add.reduceat(labelled.sum(axis=0), np.arange(0, width, _SQUARE)))
     summed: NDArray[np.int64] = np.cumsum(np.concatenate(counts), dtype=np.int64)
     return summed
@@ -100,7 +103,7 @@ def draw_window(
         row = int(rng.integers(0, last_row + 1))
         col = int(rng.integers(0, last_col + 1))
         window = Window(col, row, side, side)
-        if (scene.codes_of(window, TRAINING) != IGNORED).any():
+        if scene.teaches(window).any():
             return window
     # Labels so sparse that luck does not find them: go to one.
     row, col = _find_label(scene, summed, int(rng.integers(0, summed[-1])))
@@ -115,7 +118,7 @@ def _find_label(scene: LabelledScene, summed: NDArray[np.int64], number: int) ->
     across = -(-scene.codes.shape[1] // _SQUARE)
     top, left = square // across * _SQUARE, square % across * _SQUARE
     window = Window(left, top, _SQUARE, _SQUARE)  # slices end where the scene does
-    rows, cols = np.nonzero(scene.codes_of(window, TRAINING) != IGNORED)
+    rows, cols = np.nonzero(scene.teaches(window))
     before = int(summed[square - 1]) if square else 0
     return top + int(rows[number - before]), left + int(cols[number - before])
 
@@ -126,30 +129,43 @@ def read_training_tile(
     recipe: Recipe,
     light: "Light",
     rng: np.random.Generator,
-) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """Pixels (C, tile, tile) and codes (tile, tile) of ``window``, a square, augmented."""
+) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.float32] | None]:
+    """Pixels (C, tile, tile), codes (tile, tile) and teachers' probabilities (K, tile, tile).
+
+    They are those of ``window``, a square, augmented. The last are None if the recipe names no
+    teachers.
+    """
     settings, tile, mean = recipe.augmentation, recipe.model.tile, light.mean
     height, width = scene.codes.shape
     inside = window.intersection(Window(0, 0, width, height))
     pixels, codes, valid = read_square(scene, inside, window.height, mean, part=TRAINING)
+    taught = _read_taught(scene, inside, window.height, recipe)
     pixels, codes, valid = (
         resample_pixels(pixels, tile),
         resample_nearest(codes, tile),
         resample_nearest(valid, tile),
     )
+    taught = None if taught is None else resample_pixels(taught, tile)
     if settings.d4:
         symmetry = int(rng.integers(0, 8))
         pixels, codes, valid = turn(pixels, symmetry), turn(codes, symmetry), turn(valid, symmetry)
+        taught = None if taught is None else turn(taught, symmetry)
     if settings.clouds.share and rng.random() < settings.clouds.share:
-        pixels, codes, _ = light.clouds(pixels, codes, rng)
+        pixels, codes, changed = light.clouds(pixels, codes, rng)
         codes = np.where(valid, codes, np.uint8(IGNORED))
+        taught = None if taught is None else np.where(changed, np.float32(0), taught)
+    taught = None if taught is None else np.where(valid, taught, np.float32(0))
     pixels = relight(pixels, settings, light.veil, rng)
     if settings.band_dropout and rng.random() < settings.band_dropout:
         lost = int(rng.integers(len(pixels)))
         pixels[lost] = mean[lost]
     # What predict fills in is the mean exactly, whatever the light of the rest.
     pixels = np.where(valid, pixels, mean[:, np.newaxis, np.newaxis])
-    return np.ascontiguousarray(pixels, np.float32), np.ascontiguousarray(codes)
+    return (
+        np.ascontiguousarray(pixels, np.float32),
+        np.ascontiguousarray(codes),
+        None if taught is None else np.ascontiguousarray(taught, np.float32),
+    )
 
 
 class Light:
@@ -161,6 +177,21 @@ class Light:
         self.veil = haze_by_band(recipe.data.bands)
         """(C,): what haze adds, blue being 1."""
         self.clouds = CloudMaker(recipe)
+
+
+def _read_taught(
+    scene: LabelledScene, inside: Window, side: int, recipe: Recipe
+) -> NDArray[np.float32] | None:
+    """What the teachers say of training pixels from the corner of ``inside`` on, (K, side, side)."""
+    if not recipe.distillation.teachers:
+        return None
+    probabilities = np.zeros((len(recipe.classes), side, side), np.float32)
+    if scene.taught is not None:
+        area = inside.toslices()
+        told = scene.taught[:, *area] * np.float32(1 / 255)
+        told *= scene.part[area] == TRAINING
+        probabilities[:, : told.shape[1], : told.shape[2]] = told
+    return probabilities
 
 
 def resample_pixels(pixels_CHW: NDArray[np.float32], tile: int) -> NDArray[np.float32]:

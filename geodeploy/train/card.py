@@ -55,7 +55,12 @@ def _input(spec: ModelSpec) -> str:
 
 
 def _splits(recipe: Recipe) -> str:
-    lines = [f"- `{scene.image}`: {scene.split}" for scene in recipe.data.scene]
+    teachers = recipe.distillation.teachers
+    lines = [
+        f"- `{scene.image}`: {scene.split}{'' if scene.labels else ', without labels'}"
+        for scene in recipe.data.scene
+        if scene.labels or teachers
+    ]
     blocks = recipe.data.blocks
     if any(scene.split == "blocks" for scene in recipe.data.scene):
         lines.append(
@@ -75,8 +80,10 @@ def _method(spec: ModelSpec, recipe: Recipe, counts: ParameterCounts, steps: int
     decoder = "U-Net decoder" if model.decoder == "unet" else "linear decoder"
     if model.decoder == "unet" and model.stem and not pyramid:
         decoder += " with a convolutional stem"
+    teachers = [f"`{teacher.name}`" for teacher in recipe.distillation.teachers]
+    taught = f"Distilled from {' and '.join(teachers)}. " if teachers else ""
     return (
-        f"## Method\n\nBackbone `{model.backbone}` from {_origin(spec)}; {tuned}; {decoder}. "
+        f"## Method\n\nBackbone `{model.backbone}` from {_origin(spec)}; {tuned}; {decoder}. {taught}"
         f"{counts}. {steps} steps of {training.batch} tiles, learning rate {training.lr:g} "
         f"({training.schedule}), seed {recipe.seed}. All settings are in `recipe.toml`."
     )

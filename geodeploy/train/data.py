@@ -33,7 +33,7 @@ NEITHER, TRAINING, VALIDATION = 0, 1, 2
 
 @dataclass(frozen=True, slots=True)
 class LabelledScene:
-    """An open image with its labels in memory: two bytes a pixel."""
+    """An open image with its labels in memory: two bytes a pixel, and one a class with teachers."""
 
     raster: Raster
     codes: NDArray[np.uint8]
@@ -42,6 +42,8 @@ class LabelledScene:
     """(H, W): `TRAINING`, `VALIDATION` or `NEITHER`."""
     weight: float | None = None
     """In the draw of windows; None for its pixels to learn from."""
+    taught: NDArray[np.uint8] | None = None
+    """(K, H, W): what the teachers say of each pixel, 255 being certain; all 0 where it has no data."""
 
     def count(self, part: int) -> int:
         """Labelled pixels of that part."""
@@ -51,6 +53,15 @@ class LabelledScene:
         """The codes in ``window``, `IGNORED` outside ``part``."""
         area = window.toslices()
         return np.where(self.part[area] == part, self.codes[area], np.uint8(IGNORED))
+
+    def teaches(self, window: Window) -> NDArray[np.bool_]:
+        """Which pixels of ``window`` teach something: by a label, or by what the teachers say."""
+        area = window.toslices()
+        known = self.codes[area] != IGNORED
+        if self.taught is not None:
+            known |= self.taught[:, *area].any(axis=0)
+        learned: NDArray[np.bool_] = known & (self.part[area] == TRAINING)
+        return learned
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +82,7 @@ def open_scenes(recipe: Recipe) -> Iterator[list[LabelledScene]]:
     Raises:
         SourceError, BandError: an image or its labels cannot be read as the recipe says.
         LabelError: labels do not lie on their image, hold values the recipe does not know, or are
-            nowhere in the training area.
+            nowhere in the training area; with teachers, nowhere at all.
         RangeError: an image does not hold values in the recipe's units.
     """
     if not recipe.data.root.is_dir():
@@ -80,16 +91,21 @@ def open_scenes(recipe: Recipe) -> Iterator[list[LabelledScene]]:
             "--set data.root=FOLDER or in the recipe."
         )
     with ExitStack() as stack:
-        scenes = [
-            stack.enter_context(_open_scene(recipe, scene, f"data.scene.{number}"))
-            for number, scene in enumerate(recipe.data.scene)
-        ]
-        if not any(scene.count(TRAINING) for scene in scenes):
+        taught = bool(recipe.distillation.teachers)
+        scenes = []
+        for number, scene in enumerate(recipe.data.scene):
+            place = f"data.scene.{number}"
+            if scene.labels is None and not taught:
+                log.info("%s (%s) has no labels: left out, it takes a teacher.", place, scene.image)
+                continue
+            scenes.append(stack.enter_context(_open_scene(recipe, scene, place)))
+        if not any(scene.count(TRAINING) or (taught and scene.count(VALIDATION)) for scene in scenes):
             raise LabelError(
-                "No training scene has a labelled pixel. Check data.scene.labels, data.ignore and "
-                "data.blocks."
+                f"No {'scene' if taught else 'training scene'} has a labelled pixel. Check "
+                "data.scene.labels, data.ignore and data.blocks."
             )
-        _warn_of_absent_classes(scenes, recipe)
+        if not taught:
+            _warn_of_absent_classes(scenes, recipe)
         yield scenes
 
 
@@ -115,7 +131,10 @@ def _open_scene(recipe: Recipe, scene: Scene, place: str) -> Iterator[LabelledSc
                     for name, limits in zip(data.bands, data.valid_ranges, strict=True)
                 ],
             )
-        codes = read_codes((data.label_root or data.root) / scene.labels, raster, recipe)
+        if scene.labels is None:
+            codes = np.full((raster.height, raster.width), IGNORED, np.uint8)
+        else:
+            codes = read_codes((data.label_root or data.root) / scene.labels, raster, recipe)
         part = split(codes, scene, data.blocks, len(recipe.classes))
         yield LabelledScene(raster, codes, part, scene.weight)
 

@@ -92,7 +92,8 @@ def fit(
     mean = model.mean.numpy().ravel()
     model.to(accelerator.device)
     optimizer = accelerator.prepare(build_optimizer(model, training))
-    loss_of = build_loss(training, class_shares(scenes, len(recipe.classes)))
+    shares = class_shares(scenes, len(recipe.classes))
+    loss_of = build_loss(training, shares, distillation=recipe.distillation.weight)
     validates = any(scene.count(VALIDATION) for scene in scenes)
     rates = Rates(training, steps, [group["lr"] for group in optimizer.param_groups])
 
@@ -120,7 +121,11 @@ def fit(
             began = time.perf_counter()
             _set_rates(optimizer, rates.at(step))
             model.train()
-            loss = loss_of(forward(batch.pixels), batch.codes.to(accelerator.device))
+            loss = loss_of(
+                forward(batch.pixels),
+                batch.codes.to(accelerator.device),
+                None if batch.taught is None else batch.taught.to(accelerator.device),
+            )
             losses.append(_finite(loss.item(), step))
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(model.parameters(), training.clip)

@@ -14,25 +14,30 @@ from torch.nn import functional
 from geodeploy.labels import IGNORED
 from geodeploy.train.recipe import Training
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 _RAREST = 10.0
 """Largest ratio of a balanced weight to the mean: a class of ten pixels must not rule the rest."""
 
 
-def build_loss(training: Training, shares: NDArray[np.float64]) -> Loss:
+def build_loss(training: Training, shares: NDArray[np.float64], *, distillation: float = 0.0) -> Loss:
     """The recipe's weighted sum of losses, of logits (B, K, H, W) and codes (B, H, W).
+
+    With teachers there is a third argument, their probabilities (B, K, H, W), and ``distillation`` is
+    the weight of what they say.
 
     ``shares`` are the classes' among the training pixels, for balanced weights.
     """
     dice = DiceLoss("multiclass", ignore_index=IGNORED)
     weights = class_weights(training.class_weights, shares)
 
-    def loss(logits_BKHW: Tensor, codes_BHW: Tensor) -> Tensor:
+    def loss(logits_BKHW: Tensor, codes_BHW: Tensor, taught_BKHW: Tensor | None = None) -> Tensor:
         total = logits_BKHW.new_zeros(())
         if training.cross_entropy:
             total = total + training.cross_entropy * cross_entropy(logits_BKHW, codes_BHW, weights)
         if training.dice:
             total = total + training.dice * dice(logits_BKHW, codes_BHW)
+        if taught_BKHW is not None:
+            total = total + distillation * taught_entropy(logits_BKHW, taught_BKHW)
         return total
 
     return loss
@@ -46,6 +51,15 @@ def cross_entropy(logits_BKHW: Tensor, codes_BHW: Tensor, weights: Sequence[floa
     )
     labelled = codes_BHW[codes_BHW != IGNORED]
     return summed / weight_K[labelled].sum().clamp(min=1e-6)
+
+
+def taught_entropy(logits_BKHW: Tensor, taught_BKHW: Tensor) -> Tensor:
+    """The mean cross-entropy against the teachers' probabilities, over the pixels they speak of.
+
+    0, not NaN, where there are none.
+    """
+    summed = -(taught_BKHW * functional.log_softmax(logits_BKHW, dim=1)).sum()
+    return summed / taught_BKHW.sum().clamp(min=1e-6)
 
 
 def class_weights(wanted: str | tuple[float, ...], shares: NDArray[np.float64]) -> tuple[float, ...]:

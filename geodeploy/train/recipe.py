@@ -44,8 +44,9 @@ class Scene(_Table):
 
     image: Path
     """Relative to the data's root."""
-    labels: Path
-    """Of one band, on the image's grid; relative to the data's ``label_root``."""
+    labels: Path | None = None
+    """Of one band, on the image's grid; relative to the data's ``label_root``. A scene without is
+    learned from by distillation alone."""
     bands: tuple[str, ...] | None = None
     """Names or 1-based numbers of the image's bands in model order; None reads the file's own names."""
     scale: PositiveFloat | tuple[PositiveFloat, ...] = 1.0
@@ -116,6 +117,8 @@ class Data(_Table):
         if len({scene.weight is None for scene in self.scene if scene.split != "validation"}) > 1:
             raise ValueError("give all scenes that train a weight, or none")
         for number, scene in enumerate(self.scene):
+            if scene.labels is None and scene.split != "train":
+                raise ValueError(f'scene.{number} has no labels to validate on; its split is "train"')
             for what, value in (("scale", scene.scale), ("offset", scene.offset)):
                 if isinstance(value, tuple) and len(value) != count:
                     raise ValueError(
@@ -254,6 +257,16 @@ class Clouds(_Table):
     """Values of classes on which nobody can tell a shadow, such as water: without a label there."""
 
 
+class Distillation(_Table):
+    """What is learned from tuned models, the teachers."""
+
+    teachers: tuple[Path, ...] = ()
+    """RUNs, or ONNX files made of them, of the same bands and classes; relative to the recipe. Their
+    probabilities are averaged."""
+    weight: PositiveFloat = 1.0
+    """Of the cross-entropy against the teachers' probabilities, on every pixel they have seen."""
+
+
 class Augmentation(_Table):
     """How training windows are varied. Gains are exp(N(0, s)); offsets and haze are in units."""
 
@@ -297,6 +310,7 @@ class Recipe(_Table):
     method: Method = Method()
     training: Training
     augmentation: Augmentation = Augmentation()
+    distillation: Distillation = Distillation()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -370,7 +384,9 @@ def _absolute(recipe: Recipe, folder: Path) -> Recipe:
             "label_root": None if labels is None else (folder / labels).resolve(),
         }
     )
-    return recipe.model_copy(update={"data": data, "model": model})
+    teachers = tuple((folder / teacher).resolve() for teacher in recipe.distillation.teachers)
+    distillation = recipe.distillation.model_copy(update={"teachers": teachers})
+    return recipe.model_copy(update={"data": data, "model": model, "distillation": distillation})
 
 
 def _set(document: dict[str, Any], override: str) -> None:
@@ -388,6 +404,8 @@ def _set(document: dict[str, Any], override: str) -> None:
     )
     if is_path and isinstance(value, str):
         value = str(Path.cwd() / value)
+    if key == "distillation.teachers" and isinstance(value, list):
+        value = [str(Path.cwd() / item) for item in value]
     *parents, last = key.split(".")
     table: Any = document
     for part in parents:

@@ -33,6 +33,7 @@ from geodeploy.train.run import (
     save_weights,
 )
 from geodeploy.train.seen import compute_seen
+from geodeploy.train.teaching import check_teachers, teach
 from geodeploy.writer import check_new_folder
 
 log = logging.getLogger(__name__)
@@ -98,8 +99,34 @@ def tune(
 ) -> TrainReport:
     """Train what the recipe says and write the RUN folder ``output``. See `geodeploy.train.train`."""
     recipe = load_recipe(recipe_file, overrides)
+    return tune_recipe(recipe, output, progress=progress)
+
+
+def distil_run(
+    recipe_file: Path,
+    output: Path | None = None,
+    *,
+    teachers: Sequence[Path] = (),
+    overrides: Sequence[str] = (),
+    progress: bool = False,
+) -> TrainReport:
+    """Train a student of ``teachers``, or of those the recipe names. See `geodeploy.train.distil`."""
+    recipe = load_recipe(recipe_file, overrides)
+    named = tuple(teacher.resolve() for teacher in teachers) or recipe.distillation.teachers
+    if not named:
+        raise RecipeError(
+            f"{recipe_file} names no teacher. Give a RUN with --teacher, or distillation.teachers."
+        )
+    distillation = recipe.distillation.model_copy(update={"teachers": named})
+    recipe = recipe.model_copy(update={"distillation": distillation})
+    return tune_recipe(recipe, output, progress=progress)
+
+
+def tune_recipe(recipe: Recipe, output: Path | None = None, *, progress: bool = False) -> TrainReport:
+    """Train ``recipe`` and write the RUN folder ``output``."""
     output = output or Path("runs") / recipe.name
     check_new_folder(output)
+    check_teachers(recipe)
     torch.manual_seed(recipe.seed)
     with open_scenes(recipe) as scenes:
         statistics = recipe.data.statistics or compute_statistics(scenes, len(recipe.data.bands))
@@ -110,7 +137,8 @@ def tune(
         model = assemble(recipe, backbone, mean=statistics.mean, std=statistics.std)
         counts = model.counts()
         log.info("%s", counts)
-        result = fit(model, scenes, recipe, progress=progress)
+        taught = teach(scenes, recipe, progress=progress) if recipe.distillation.teachers else scenes
+        result = fit(model, taught, recipe, progress=progress)
         mean = np.array(statistics.mean, np.float32)
         tiles = sample_tiles(scenes, recipe, mean, _TILES)
     spec = describe(recipe, statistics, seen, backbone)

@@ -70,7 +70,8 @@ def test_a_scene_painted_with_its_labels_stays_so_whatever_is_done_to_it(recipe_
         for _ in range(20):
             # No zoom: no mixing of neighbours.
             window = draw_window(painted, sum_labels(painted), 32, (1.0, 1.0), rng)
-            pixels, codes = read_training_tile(painted, window, recipe, light, rng)
+            pixels, codes, taught = read_training_tile(painted, window, recipe, light, rng)
+            assert taught is None
             labelled = codes != IGNORED
             assert labelled.any()
             np.testing.assert_array_equal(pixels[0][labelled], codes[labelled])
@@ -141,7 +142,7 @@ def test_no_augmentation_leaves_pixels_as_they_are(recipe_file: Path) -> None:
     rng = np.random.default_rng(0)
     window = Window(40, 30, 32, 32)
     with open_scenes(recipe) as (scene,):
-        pixels, _ = read_training_tile(scene, window, recipe, Light(recipe, MEAN), rng)
+        pixels, _, _ = read_training_tile(scene, window, recipe, Light(recipe, MEAN), rng)
         np.testing.assert_array_equal(pixels, scene.raster.read_pixels(window)[0])
 
 

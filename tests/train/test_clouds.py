@@ -222,7 +222,7 @@ def test_pixels_without_data_stay_so_under_clouds(
     rng = np.random.default_rng(0)
     with open_scenes(recipe) as (scene,):
         for _ in range(10):
-            tile, codes = read_training_tile(
+            tile, codes, _ = read_training_tile(
                 scene, Window(0, 0, 64, 64), recipe, Light(recipe, MEAN), rng
             )
             empty = (tile == MEAN[:, None, None]).all(axis=0)
@@ -252,7 +252,7 @@ def test_a_lost_band_holds_its_mean_and_the_others_what_they_did(recipe_file: Pa
     rng, window, lost = np.random.default_rng(0), Window(40, 30, 32, 32), []
     with open_scenes(recipe) as (scene,):
         for _ in range(100):
-            pixels, _ = read_training_tile(scene, window, recipe, Light(recipe, mean), rng)
+            pixels, _, _ = read_training_tile(scene, window, recipe, Light(recipe, mean), rng)
             gone = [band for band in range(6) if (pixels[band] == mean[band]).all()]
             kept = [band for band in range(6) if band not in gone]
             np.testing.assert_array_equal(pixels[kept], scene.raster.read_pixels(window)[0][kept])

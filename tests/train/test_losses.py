@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from geodeploy.labels import IGNORED
-from geodeploy.train.losses import build_loss, class_weights, cross_entropy
+from geodeploy.train.losses import build_loss, class_weights, cross_entropy, taught_entropy
 from geodeploy.train.recipe import Training
 
 SHARES = np.array([0.7, 0.25, 0.05])
@@ -44,6 +44,42 @@ def test_cross_entropy_is_that_of_torch_over_the_labelled_pixels() -> None:
         logits, codes, weight=torch.tensor(weights), ignore_index=IGNORED
     )
     torch.testing.assert_close(cross_entropy(logits, codes, weights), needed)
+
+
+def test_taught_entropy_is_that_of_torch_over_the_pixels_that_teachers_speak_of() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(2, 3, 5, 5)
+    taught = torch.softmax(torch.randn(2, 3, 5, 5), dim=1)
+    needed = torch.nn.functional.cross_entropy(logits[:, :, 1:], taught[:, :, 1:])
+    taught[:, :, 0] = 0
+    torch.testing.assert_close(taught_entropy(logits, taught), needed)
+
+
+def test_what_is_taught_adds_to_the_labels_by_its_weight() -> None:
+    torch.manual_seed(0)
+    logits, codes = torch.randn(2, 3, 4, 4), torch.randint(0, 3, (2, 4, 4))
+    taught = torch.softmax(torch.randn(2, 3, 4, 4), dim=1)
+    loss = build_loss(Training(steps=1), SHARES, distillation=2.5)
+    labels = loss(logits, codes)
+    torch.testing.assert_close(
+        loss(logits, codes, taught), labels + 2.5 * taught_entropy(logits, taught)
+    )
+    assert loss(logits, codes, torch.zeros_like(taught)) == labels
+
+
+@pytest.mark.parametrize("dice", [0, 1])
+def test_without_a_label_a_batch_still_learns_what_is_taught(dice: float) -> None:
+    torch.manual_seed(0)
+    loss = build_loss(Training(steps=1, dice=dice), SHARES, distillation=1)
+    logits = torch.randn(1, 3, 4, 4, requires_grad=True)
+    taught = torch.softmax(torch.randn(1, 3, 4, 4), dim=1)
+    taught[:, :, 2:] = 0
+    value = loss(logits, torch.full((1, 4, 4), IGNORED), taught)
+    torch.testing.assert_close(value, taught_entropy(logits, taught))
+    value.backward()
+    assert logits.grad is not None
+    assert logits.grad[:, :, :2].any()
+    assert not logits.grad[:, :, 2:].any()
 
 
 def test_balanced_weights_rise_as_classes_get_rare_up_to_a_limit() -> None:

