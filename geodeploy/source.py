@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rasterio.enums import ColorInterp
 
-from geodeploy import landsat, sentinel2, stac
+from geodeploy import arrays, landsat, sentinel2, stac
 from geodeploy.archive import is_archive, open_archive
 from geodeploy.asset import Asset, Source
 from geodeploy.bands import common_names, is_band_name
@@ -23,7 +23,8 @@ def find_source(path: Path, *, with_alpha: bool = False) -> Source:
 
     Args:
         path: A raster file or a URL of one, a Sentinel-2 product or Landsat scene as it is delivered,
-            a STAC item, a folder of rasters, or a pattern such as ``scene/*_B?.tif``.
+            a STAC item, a NetCDF file, a Zarr store, a folder of rasters, or a pattern such as
+            ``scene/*_B?.tif``.
         with_alpha: Whether a band that GDAL takes for alpha counts as a band.
 
     Raises:
@@ -35,6 +36,8 @@ def find_source(path: Path, *, with_alpha: bool = False) -> Source:
         return _files_source(str(path), _matching(path), with_alpha)
     if product := _product(path):
         return product
+    if arrays.is_store(path):
+        return arrays.store_source(path)
     if stac.is_item(path):
         return stac.stac_source(path)
     if path.is_dir():

@@ -1,0 +1,274 @@
+"""Read NetCDF, Zarr and xarray's arrays as GDAL's rasters are read, and map an array to an array.
+
+GDAL has drivers for both formats, but loses where a NetCDF file of plain CF coordinates lies, and does
+not read Zarr 3. Hence xarray, with rioxarray for what lies where.
+"""
+
+import itertools
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import rasterio
+from affine import Affine
+from numpy.typing import NDArray
+from rasterio.crs import CRS
+from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.windows import Window
+
+from geodeploy.asset import Asset, Source
+from geodeploy.errors import SourceError, first_line, require
+
+if TYPE_CHECKING:
+    from geodeploy.predict import PredictOptions
+
+PREFIX = "xarray:"
+"""Begins the names of arrays: ``xarray:FILE::VARIABLE``, or ``xarray:NUMBER`` for one in memory."""
+_held: dict[str, Any] = {}
+_numbers = itertools.count()
+
+
+def is_store(path: Path) -> bool:
+    """Whether ``path`` is called as NetCDF files are, or is a Zarr store."""
+    if path.is_dir():
+        return any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zmetadata"))
+    return path.is_file() and path.suffix.lower() in (".nc", ".nc4", ".cdf")
+
+
+def store_source(path: Path) -> Source:
+    """The variables of the store that lie on a grid, by their names.
+
+    Raises:
+        SourceError: it cannot be read, or no variable lies on a grid.
+    """
+    with _opened(path) as store:
+        names = [name for name, array in store.data_vars.items() if array.ndim >= 2 and _axes(array)]
+        if not names:
+            raise SourceError(
+                f"{path} has no variable on a grid of x and y, or of latitude and longitude."
+            )
+        assets = []
+        for name in names:
+            dataset = ArrayDataset(store[name], f"{path.name}: {name}")
+            own = [label or None for label in dataset.descriptions]
+            labels = [str(name)] if dataset.count == 1 else own
+            assets += [
+                Asset(f"{PREFIX}{path}::{name}", label, place) for place, label in enumerate(labels, 1)
+            ]
+    return Source(path.name, assets, (path.name, str(store.attrs.get("platform", ""))))
+
+
+def open_array(name: str) -> "ArrayDataset":
+    """What `store_source` and `held` call ``name``."""
+    if name in _held:
+        return ArrayDataset(_held[name], "The array")
+    path, _, variable = name.removeprefix(PREFIX).rpartition("::")
+    store = _open_store(Path(path))
+    return ArrayDataset(store[variable], f"{Path(path).name}: {variable}", store.close)
+
+
+@contextmanager
+def held(array: Any) -> Iterator[Path]:
+    """A name by which ``array`` can be opened for a while."""
+    name = f"{PREFIX}{next(_numbers)}"
+    _held[name] = array
+    try:
+        yield Path(name)
+    finally:
+        del _held[name]
+
+
+def predict_array(
+    array: Any, model: Path | str | None = None, *, options: "PredictOptions | None" = None
+) -> Any:
+    """The class map of an `xarray.DataArray`, as another.
+
+    It runs as `predict` does, reading window by window: an array of dask's is never computed whole.
+
+    Args:
+        array: (band, y, x), with the bands' names in the coordinate ``band`` or in ``long_name``, and
+            with a CRS and a nodata value where `rio` finds them.
+        model: As for `predict`.
+        options: As for `predict`.
+
+    Returns:
+        (y, x) of class values, with CF's ``flag_values`` and ``flag_meanings``.
+
+    Raises:
+        GeodeployError: what `predict` raises.
+    """
+    require("xarray", ["xarray", "rioxarray"])
+    import rioxarray  # noqa: F401  # gives arrays their `rio`
+    import xarray
+
+    from geodeploy.predict import predict
+
+    with tempfile.TemporaryDirectory(prefix="geodeploy-") as folder, held(array) as name:
+        output = Path(folder) / "map.tif"
+        report = predict(name, model, output, options=options)
+        with rasterio.open(output) as dataset:
+            classes, transform, crs = dataset.read(1), dataset.transform, dataset.crs
+            nodata = dataset.nodata
+    y_dim, x_dim = _axes(array) or ("y", "x")
+    same = classes.shape == (array.sizes[y_dim], array.sizes[x_dim])
+    rows, cols = (np.arange(length) + 0.5 for length in classes.shape)
+    mapped = xarray.DataArray(
+        classes,
+        dims=(y_dim, x_dim),
+        coords={
+            y_dim: array[y_dim] if same else transform.f + transform.e * rows,
+            x_dim: array[x_dim] if same else transform.c + transform.a * cols,
+        },
+        name="class",
+        attrs={
+            "flag_values": np.array([item.value for item in report.classes], np.uint8),
+            "flag_meanings": " ".join(item.name.replace(" ", "_") for item in report.classes),
+        },
+    )
+    mapped = mapped.rio.write_nodata(int(nodata))
+    return mapped if crs is None else mapped.rio.write_crs(crs).rio.write_transform(transform)
+
+
+class ArrayDataset:
+    """An array behind that part of a rasterio dataset's face which reading a scene looks at.
+
+    Args:
+        array: (y, x) or (band, y, x); other dimensions may have one place only.
+        name: For messages.
+        close: Called when this is closed.
+    """
+
+    alpha: Sequence[int] = ()
+    gcps: tuple[list[Any], None] = ([], None)
+
+    def __init__(self, array: Any, name: str, close: Any = None) -> None:
+        axes = _axes(array)
+        if axes is None:
+            raise SourceError(f"{name} does not lie on a grid of x and y: {', '.join(array.dims)}.")
+        self._close = close
+        many = [dim for dim in array.dims if dim not in axes and array.sizes[dim] > 1]
+        if len(many) > 1 or many == ["time"]:
+            sizes = ", ".join(f"{array.sizes[dim]} of {dim}" for dim in many)
+            raise SourceError(f"{name} has {sizes}. Choose one date first; a scene has bands, y and x.")
+        band = next((dim for dim in array.dims if dim not in axes and dim in many), None)
+        band = band or next((dim for dim in array.dims if dim == "band"), None)
+        extra = [dim for dim in array.dims if dim not in axes and dim != band]
+        array = array.isel(dict.fromkeys(extra, 0))
+        self._array = array.expand_dims("band").transpose("band", *axes) if band is None else (
+            array.transpose(band, *axes)
+        )  # fmt: skip
+        self.count, self.height, self.width = self._array.shape
+        self.crs, self.transform = _place(array, axes, name)
+        self.descriptions = _labels(array, band, self.count)
+        self.dtypes = (str(array.dtype),) * self.count
+        attrs = array.attrs
+        fill = attrs.get("_FillValue", attrs.get("missing_value"))
+        self.nodatavals = (None if fill is None else float(fill),) * self.count
+        # rioxarray writes several where the bands differ.
+        self.scales = tuple(attrs.get("scales") or (float(attrs.get("scale_factor", 1)),) * self.count)
+        self.offsets = tuple(attrs.get("offsets") or (float(attrs.get("add_offset", 0)),) * self.count)
+        self.mask_flag_enums = ([MaskFlags.all_valid],) * self.count
+        self.colorinterp = (ColorInterp.undefined,) * self.count
+        self.indexes = tuple(range(1, self.count + 1))
+        chunks = array.encoding.get("preferred_chunks") or {}
+        self.block_shapes = [(int(chunks.get(axes[0], 1)), int(chunks.get(axes[1], self.width)))]
+        self.files: list[str] = []
+        self.subdatasets: list[str] = []
+
+    def __enter__(self) -> "ArrayDataset":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file behind it."""
+        if self._close:
+            self._close()
+
+    def tags(self) -> dict[str, str]:
+        """The attributes that are text."""
+        return {key.upper(): text for key, text in self._array.attrs.items() if isinstance(text, str)}
+
+    def read(
+        self, indexes: int | Sequence[int], *, window: Window, out_dtype: Any = None
+    ) -> NDArray[Any]:
+        """Bands by their 1-based numbers in a window."""
+        places = indexes - 1 if isinstance(indexes, int) else [index - 1 for index in indexes]
+        part = np.asarray(self._array[(places, *window.toslices())].values)
+        return part if out_dtype is None else part.astype(out_dtype)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    store = _open_store(path)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def _open_store(path: Path) -> Any:
+    require("xarray", ["xarray", "rioxarray"])
+    import rioxarray  # noqa: F401
+    import xarray
+
+    try:
+        # Stored values, with their scale and offset as attributes: half the memory of masked floats.
+        return xarray.open_dataset(
+            path,
+            engine="zarr" if path.is_dir() else None,
+            # Gathered metadata save requests, not looks into a folder; without them xarray warns.
+            backend_kwargs={"consolidated": False} if path.is_dir() else None,
+            mask_and_scale=False,
+            decode_coords="all",
+            decode_times=False,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise SourceError(f"{path} cannot be opened by xarray ({first_line(error)}).") from error
+
+
+def _axes(array: Any) -> tuple[str, str] | None:
+    """The names of the dimensions that run down and across, if it has them."""
+    from rioxarray.exceptions import MissingSpatialDimensionError
+
+    try:
+        return array.rio.y_dim, array.rio.x_dim
+    except MissingSpatialDimensionError:
+        return ("lat", "lon") if {"lat", "lon"} <= set(array.dims) else None
+
+
+def _place(array: Any, axes: tuple[str, str], name: str) -> tuple[CRS | None, Affine]:
+    """CRS and transform of an array whose coordinates are the centres of its pixels."""
+    edges, steps = [], []
+    for dim in axes:
+        if dim not in array.coords or array.sizes[dim] < 2:
+            return None, Affine.identity()
+        centres = array[dim].values.astype(np.float64)
+        step = (centres[-1] - centres[0]) / (len(centres) - 1)
+        if not np.allclose(np.diff(centres), step, rtol=1e-3, atol=0):
+            raise SourceError(
+                f"{name} lies on an irregular grid: its {dim} does not go in even steps. Bring it to a "
+                "regular one first."
+            )
+        edges.append(centres[0] - step / 2)
+        steps.append(step)
+    crs = array.rio.crs
+    degrees = str(array[axes[1]].attrs.get("units", "")).startswith("degree")
+    if crs is None and (degrees or axes[1] in ("lon", "longitude")):
+        crs = CRS.from_epsg(4326)  # what CF means by plain latitude and longitude, near enough
+    transform = Affine(steps[1], 0, edges[1], 0, steps[0], edges[0])
+    return crs and CRS.from_user_input(crs), transform
+
+
+def _labels(array: Any, band: str | None, count: int) -> tuple[str | None, ...]:
+    """The bands' names: those that a coordinate or ``long_name`` gives."""
+    if band in array.coords and array[band].dtype.kind in "UOST":
+        return tuple(map(str, np.atleast_1d(array[band].values)))
+    names = array.attrs.get("long_name")
+    if isinstance(names, (tuple, list)) and len(names) == count:
+        return tuple(map(str, names))
+    return (None,) * count
