@@ -23,7 +23,7 @@ from geodeploy.labels import IGNORED, class_positions, ignored_values
 from geodeploy.raster import Raster, check_range, open_raster
 from geodeploy.spec import Band
 from geodeploy.tiles import Tile, TileGrid
-from geodeploy.train.recipe import Blocks, Recipe, Scene, Statistics
+from geodeploy.train.recipe import Blocks, Data, Recipe, Scene, Statistics
 
 log = logging.getLogger(__name__)
 
@@ -134,9 +134,16 @@ def _open_scene(recipe: Recipe, scene: Scene, place: str) -> Iterator[LabelledSc
         if scene.labels is None:
             codes = np.full((raster.height, raster.width), IGNORED, np.uint8)
         else:
-            codes = read_codes((data.label_root or data.root) / scene.labels, raster, recipe)
+            codes = read_codes(_find_labels(data, scene.labels), raster, recipe)
         part = split(codes, scene, data.blocks, len(recipe.classes))
         yield LabelledScene(raster, codes, part, scene.weight)
+
+
+def _find_labels(data: Data, labels: Path) -> Path:
+    """Where ``labels`` lie: in the folder for labels if it has them, else beside the images."""
+    if data.label_root is not None and (data.label_root / labels).exists():
+        return data.label_root / labels
+    return data.root / labels
 
 
 @contextmanager

@@ -79,26 +79,31 @@ class UnetDecoder(nn.Module):
 
 
 class PyramidDecoder(nn.Module):
-    """Climbs a convolutional network's pyramid level by level, and resizes the finest logits."""
+    """Climbs a convolutional network's pyramid level by level.
+
+    The finest level is coarser than the tile, by ``stride``: each of its pixels answers for a square of
+    the tile's, one logit a class and pixel, so that detail costs no convolution at full resolution.
+    """
 
     def __init__(
-        self, widths: Sequence[int], classes: int, tile: int, *, channels: Sequence[int]
+        self, widths: Sequence[int], classes: int, stride: int, *, channels: Sequence[int]
     ) -> None:
         super().__init__()
-        self.tile = tile
         self.levels = nn.ModuleList()
         below = widths[-1]
         for skipped, wide in zip(widths[-2::-1], channels, strict=True):
             self.levels.append(convolution(below + skipped, wide))
             below = wide
-        self.head = nn.Conv2d(below, classes, kernel_size=1)
+        self.head = nn.Conv2d(below, classes * stride**2, kernel_size=1)
+        self.spread = nn.PixelShuffle(stride)
 
     def forward(self, maps: Sequence[Tensor], pixels_BCHW: Tensor) -> Tensor:
         """Logits (B, K, tile, tile) from the maps, the finest first; the pixels are not looked at."""
         features = maps[-1]
         for level, skipped in zip(self.levels, maps[-2::-1], strict=True):
             features = level(torch.cat([_resize(features, skipped.shape[-1]), skipped], dim=1))
-        return _resize(self.head(features), self.tile)
+        logits: Tensor = self.spread(self.head(features))
+        return logits
 
 
 class Stem(nn.Module):

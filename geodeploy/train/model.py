@@ -110,7 +110,7 @@ def build_decoder(recipe: Recipe, taps: Taps) -> nn.Module:
                 f"model.decoder_channels: {model.backbone} has {len(taps.widths)} levels, the decoder "
                 f"needs a number for each but the coarsest; found {found}."
             )
-        return PyramidDecoder(taps.widths, classes, model.tile, channels=model.decoder_channels)
+        return PyramidDecoder(taps.widths, classes, taps.strides[0], channels=model.decoder_channels)
     return UnetDecoder(
         taps.widths[-1],
         len(taps.widths),

@@ -45,8 +45,8 @@ class Scene(_Table):
     image: Path
     """Relative to the data's root."""
     labels: Path | None = None
-    """Of one band, on the image's grid; relative to the data's ``label_root``. A scene without is
-    learned from by distillation alone."""
+    """Of one band, on the image's grid; relative to the data's ``label_root``, or to its root where
+    they are not there. A scene without is learned from by distillation alone."""
     bands: tuple[str, ...] | None = None
     """Names or 1-based numbers of the image's bands in model order; None reads the file's own names."""
     scale: PositiveFloat | tuple[PositiveFloat, ...] = 1.0
@@ -87,7 +87,7 @@ class Data(_Table):
     root: Path = Path()
     """The folder of the scenes, relative to the recipe."""
     label_root: Path | None = None
-    """The folder of the labels, relative to the recipe; None takes ``root``."""
+    """A folder, relative to the recipe, in which labels are looked for before ``root``."""
     bands: Annotated[tuple[str, ...], Field(min_length=1)]
     """In model order, by STAC common name (blue, green, red, nir, swir16, ...)."""
     units: str = "reflectance"
