@@ -126,6 +126,7 @@ def test_an_array_may_name_its_bands_in_long_name_or_not_at_all(pointwise: Any) 
     xarray.testing.assert_equal(predict_array(bare, pointwise.path), expected)
 
 
+@pytest.mark.filterwarnings("ignore:Scales differ across bands")
 def test_an_array_that_rioxarray_opened_keeps_the_scales_of_its_bands(
     make_raster: Callable[..., Path], pointwise: Any, tmp_path: Path
 ) -> None:
