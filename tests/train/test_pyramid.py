@@ -17,9 +17,10 @@ from geodeploy.export import export
 from geodeploy.train import train
 from geodeploy.train.backbone import build_backbone
 from geodeploy.train.data import open_scenes
+from geodeploy.train.decoder import PyramidDecoder
 from geodeploy.train.loop import fit
 from geodeploy.train.model import TunedModel, assemble
-from geodeploy.train.recipe import Recipe, load_recipe
+from geodeploy.train.recipe import Model, Recipe, load_recipe
 from geodeploy.train.run import Run, load_run
 from geodeploy.train.validation import validate
 
@@ -95,7 +96,9 @@ def test_all_of_it_is_trained(recipe_file: Path, overrides: tuple[str, ...]) -> 
         second = 9 * 8 * 16 + norm + 2 * (square + norm)
         third = 3 * (square + norm)
         assert counts.backbone == first + second + third
-        assert counts.head == 9 * 32 * 16 + norm + 9 * 24 * 8 + 2 * 8 + 8 * 3 + 3
+        square_of_the_tile = 2 * 2  # to each of the finest pixels
+        last = (8 + 1) * 3 * square_of_the_tile
+        assert counts.head == 9 * 32 * 16 + norm + 9 * 24 * 8 + 2 * 8 + last
     else:
         judge = timm.create_model("resnet18", in_chans=6, num_classes=0)
         assert counts.backbone == sum(item.numel() for item in judge.parameters())
@@ -110,6 +113,34 @@ def test_every_level_of_the_pyramid_reaches_the_logits(
     assert logits.shape == (2, 3, 64, 64)
     logits.square().sum().backward()
     assert [name for name, item in model.named_parameters() if item.grad is None] == []
+
+
+@pytest.mark.parametrize(("backbone", "stride"), [("light", 2), ("convnext_atto", 4), ("vgg11", 1)])
+def test_each_pixel_of_the_finest_level_answers_for_its_own_square_of_the_tile(
+    backbone: str, stride: int
+) -> None:
+    model = Model(backbone=backbone, weights="random", tile=64, overlap=8)
+    taps = build_backbone(model, ["red", "nir"]).taps
+    assert taps.strides[0] == stride
+    decoder = PyramidDecoder(taps.widths, 3, stride, channels=[4] * (len(taps.widths) - 1)).eval()
+    maps = [
+        torch.rand(1, wide, 64 // step, 64 // step)
+        for wide, step in zip(taps.widths, taps.strides, strict=True)
+    ]
+    # With one class and place switched on at a time, the score turns up there and nowhere else.
+    side = 64 // stride
+    for place in range(3 * stride**2):
+        with torch.no_grad():
+            decoder.head.weight.zero_()
+            decoder.head.bias.zero_()
+            decoder.head.bias[place] = 1
+            logits = decoder(maps, torch.zeros(1, 2, 64, 64))
+        assert logits.shape == (1, 3, 64, 64)
+        needed = torch.zeros_like(logits)
+        row, col = divmod(place % stride**2, stride)
+        needed[:, place // stride**2, row::stride, col::stride] = 1
+        assert torch.equal(logits, needed)
+        assert needed.sum() == side**2
 
 
 @pytest.mark.parametrize(
