@@ -36,6 +36,7 @@ from pydantic import (
 from geodeploy import __version__
 from geodeploy.ahead import read_ahead
 from geodeploy.blend import Blend, Mosaic, check_finite, check_probabilities, softmax
+from geodeploy.derived import DerivedOptions, check_derived, derive
 from geodeploy.errors import GridError, OutputError
 from geodeploy.machine import Stopwatch, peak_memory_bytes
 from geodeploy.raster import Raster, Stripe, check_range, ground_sample_distance_m, open_raster
@@ -91,8 +92,10 @@ class PredictOptions(BaseModel):
     """What is added then."""
     gsd: Annotated[Literal["native", "model"] | float, PlainValidator(_gsd)] = "native"
     """Metres a pixel to resample the scene to as it is read; ``model`` takes those of the training."""
+    derived: DerivedOptions = DerivedOptions()
+    """What to make of the map beside it."""
     overwrite: bool = False
-    """Replace a map that exists."""
+    """Replace a map that exists, and what is made of it."""
     readers: PositiveInt = 2
     """Threads that decode ahead of the model; two keep up with any model worth running."""
     threads: PositiveInt | None = None
@@ -142,6 +145,7 @@ def predict_scenes(
     path = default_model() if model is None else Path(model)
     for place in outputs:
         check_output(place, [*scenes, path], overwrite=options.overwrite)
+    check_derived(outputs, scenes, options.derived, overwrite=options.overwrite)
     if model is None:
         log.info("No model named: taking the one that comes with geodeploy (%s).", path.name)
     with closing(open_session(path, device=options.device, threads=options.threads)) as session:
@@ -149,10 +153,12 @@ def predict_scenes(
             for scene in scenes:
                 with _opened(scene, session.spec, options):
                     pass
-        return [
-            map_scene(scene, session, place, options, progress)
-            for scene, place in zip(scenes, outputs, strict=True)
-        ]
+        reports = []
+        for scene, place in zip(scenes, outputs, strict=True):
+            report = map_scene(scene, session, place, options, progress)
+            made = derive(place, scene, path, options.derived, overwrite=options.overwrite)
+            reports.append(report.model_copy(update={"derived": made}))
+        return reports
 
 
 def default_model() -> Path:

@@ -99,6 +99,8 @@ class Report(_Frozen):
     unseen: tuple[UnseenShare, ...] | None
     """Each band, from a regular sample of the scene; None if the model does not know what it saw."""
     warnings: tuple[str, ...]
+    derived: tuple[Path, ...] = ()
+    """Files that were made of the map."""
 
     def __str__(self) -> str:
         lines = [
@@ -119,4 +121,6 @@ class Report(_Frozen):
         notable = [str(item) for item in self.unseen or () if item.is_notable]
         if notable:
             lines.append(f"  hardly seen in training: {', '.join(notable)}")
+        if self.derived:
+            lines.append(f"  made of it: {', '.join(map(str, self.derived))}")
         return "\n".join(lines)

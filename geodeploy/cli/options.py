@@ -20,8 +20,10 @@ def with_defaults(kind: type[Options], **given: Any) -> Options:
     try:
         return kind(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        name, _, complaint = first_problem(error).partition(": ")
-        raise RecipeError(f"--{name} {given[name]}: {complaint}.") from error
+        place, _, complaint = first_problem(error).partition(": ")
+        name = place.partition(".")[0]  # one of several types that are possible
+        flag = name.replace("_", "-")
+        raise RecipeError(f"--{flag} {given[name]}: {complaint}.") from error
 
 
 def split_names(text: str | None) -> tuple[str, ...] | None:

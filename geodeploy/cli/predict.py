@@ -53,16 +53,55 @@ def predict(
             metavar="native|model|METRES", help="Resample the scene as it is read. [default: native]"
         ),
     ] = None,
+    polygons: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The map's polygons: .gpkg, .geojson or .parquet. A suffix alone: beside the map.",
+        ),
+    ] = None,
+    min_area: Annotated[
+        float | None, typer.Option(metavar="M2", help="Leave out polygons of fewer square metres.")
+    ] = None,
+    simplify: Annotated[
+        float | None,
+        typer.Option(metavar="METRES", help="Simplify outlines; neighbours keep a common one."),
+    ] = None,
+    area: Annotated[
+        Path | None, typer.Option(metavar="FILE.csv", help="A table of the area of each class.")
+    ] = None,
+    preview: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="A small picture with a legend.")
+    ] = None,
+    stac: Annotated[bool, typer.Option("--stac", help="A STAC item beside the map.")] = False,
+    acquired: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME", help="When the scene was taken, for --stac. [default: by the scene's name]"
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the report as JSON; a list for several scenes.")
     ] = False,
 ) -> None:
     """Map scenes of any size with a model: georeferenced class maps (COG)."""
     from geodeploy.cli.options import print_json, progress_bar, split_names, with_defaults
+    from geodeploy.derived import DerivedOptions
     from geodeploy.predict import PredictOptions, predict_scenes
 
+    derived = with_defaults(
+        DerivedOptions,
+        polygons=polygons,
+        min_area=min_area,
+        simplify=simplify,
+        area=area,
+        preview=preview,
+        stac=stac or None,
+        acquired=acquired,
+    )
     options = with_defaults(
         PredictOptions,
+        derived=derived,
         overwrite=overwrite or None,
         overlap=overlap,
         blend=blend,

@@ -1,0 +1,127 @@
+"""What is made of a map as soon as it is whole: polygons, area table, preview, STAC item."""
+
+from collections.abc import Sequence
+from datetime import date, datetime
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from geodeploy.area import write_area_table
+from geodeploy.errors import GeodeployError, OutputError
+from geodeploy.item import ItemOptions, acquisition, item_path, write_item
+from geodeploy.polygons import Metres, PolygonOptions, check_vectors, write_polygons
+from geodeploy.preview import write_preview
+from geodeploy.writer import check_output
+
+
+class DerivedOptions(BaseModel):
+    """What to make of a map beside it.
+
+    A suffix alone, such as ``.gpkg``, stands for a file with the map's name beside the map; for several
+    scenes it must be one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    polygons: Path | None = None
+    """``.gpkg``, ``.geojson`` or ``.parquet``."""
+    min_area: Metres = 0.0
+    """Square metres; smaller polygons are left out."""
+    simplify: Metres = 0.0
+    """Metres; see `PolygonOptions`."""
+    area: Path | None = None
+    """A CSV table of the area of each class."""
+    preview: Path | None = None
+    """A PNG with a legend."""
+    stac: bool = False
+    """A STAC item beside the map, ``<stem>.stac.json``."""
+    acquired: date | datetime | None = None
+    """When the scene was taken, for the STAC item; None takes it from the scene's name."""
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """What was asked for, by flag; not the STAC item, whose place is given."""
+        found = {"--polygons": self.polygons, "--area": self.area, "--preview": self.preview}
+        return {flag: path for flag, path in found.items() if path is not None}
+
+
+def check_derived(
+    maps: Sequence[Path], scenes: Sequence[Path], options: DerivedOptions, *, overwrite: bool
+) -> None:
+    """Refuse, before any work, what cannot be made of the maps or must not be written.
+
+    Raises:
+        OutputError: says which, and the flag.
+        MissingExtraError: polygons are asked for without the extra ``vector``.
+    """
+    for flag, given, needed, there in (
+        ("--min-area", options.min_area, "--polygons", options.polygons is not None),
+        ("--simplify", options.simplify, "--polygons", options.polygons is not None),
+        ("--acquired", options.acquired, "--stac", options.stac),
+    ):
+        if given and not there:
+            raise OutputError(f"{flag} {given} does nothing without {needed}.")
+    for flag, path in options.files.items():
+        if len(maps) > 1 and not _is_suffix(path):
+            raise OutputError(
+                f"{flag} {path} is one file for {len(maps)} maps. Give a suffix alone, such as "
+                f"{flag} {path.suffix or '.gpkg'}: each file then lies beside its map."
+            )
+        for mapped in maps:
+            place = _place(path, mapped)
+            if flag == "--polygons":
+                check_vectors(place)
+            if place.absolute() == mapped.absolute():
+                raise OutputError(f"{flag} {path} is the map itself. Choose another place.")
+            check_output(place, scenes, overwrite=overwrite, flag=flag)
+    if options.stac:
+        for mapped, scene in zip(maps, scenes, strict=True):
+            check_output(item_path(mapped), scenes, overwrite=overwrite, flag="-o")
+            if options.acquired is None and acquisition(scene.name) is None:
+                raise OutputError(
+                    f"{scene.name} does not tell when it was taken, which a STAC item must: "
+                    "say --acquired 2024-05-31 or 2024-05-31T10:20:30Z."
+                )
+
+
+def derive(
+    mapped: Path, scene: Path, model: Path, options: DerivedOptions, *, overwrite: bool
+) -> tuple[Path, ...]:
+    """Make of the map at ``mapped`` what ``options`` ask for; the files that were written.
+
+    Raises:
+        GeodeployError: one of its kinds; the map is whole all the same, and what was made before too.
+    """
+    made: list[Path] = []
+    try:
+        for flag, path in options.files.items():
+            place = _place(path, mapped)
+            if flag == "--polygons":
+                drawing = PolygonOptions(
+                    min_area_m2=options.min_area, simplify_m=options.simplify, overwrite=overwrite
+                )
+                write_polygons(mapped, place, options=drawing)
+            elif flag == "--area":
+                write_area_table(mapped, place, overwrite=overwrite)
+            else:
+                write_preview(mapped, place, overwrite=overwrite)
+            made.append(place)
+        if options.stac:
+            telling = ItemOptions(
+                acquired=options.acquired or acquisition(scene.name),
+                model=model,
+                others=tuple(made),
+                overwrite=overwrite,
+            )
+            made.append(write_item(mapped, options=telling))
+    except GeodeployError as error:
+        raise type(error)(f"{error} The map {mapped} is whole.") from error
+    return tuple(made)
+
+
+def _is_suffix(path: Path) -> bool:
+    return path.name == str(path) and path.name.startswith(".") and not path.suffix
+
+
+def _place(path: Path, mapped: Path) -> Path:
+    return mapped.with_suffix(path.name) if _is_suffix(path) else path

@@ -1,0 +1,107 @@
+import json
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from geodeploy.derived import DerivedOptions, check_derived, derive
+from geodeploy.errors import OutputError
+from geodeploy.predict import predict
+
+ALL = DerivedOptions(
+    polygons=".gpkg", area=".csv", preview=".png", stac=True, acquired=date(2020, 6, 1), min_area=1000
+)
+
+
+@pytest.fixture(scope="module")
+def real_map(tmp_path_factory: pytest.TempPathFactory, real_scene: Path) -> Path:
+    path = tmp_path_factory.mktemp("real") / "map.tif"
+    predict(real_scene, output=path)
+    return path
+
+
+def test_all_that_is_asked_for_lies_beside_the_map(real_map: Path, real_scene: Path) -> None:
+    check_derived([real_map], [real_scene], ALL, overwrite=False)
+    made = derive(real_map, real_scene, Path("cloud.onnx"), ALL, overwrite=False)
+    assert [path.name for path in made] == ["map.gpkg", "map.csv", "map.png", "map.stac.json"]
+    assert all(path.parent == real_map.parent and path.exists() for path in made)
+    assert '"./map.gpkg"' in made[-1].read_text()
+    with pytest.raises(OutputError, match=r"map\.gpkg exists\. Choose another place with --polygons"):
+        check_derived([real_map], [real_scene], ALL, overwrite=False)
+    check_derived([real_map], [real_scene], ALL, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"polygons": "a.gpkg"}, r"--polygons a\.gpkg is one file for 2 maps\. Give a suffix alone"),
+        ({"polygons": ".shp"}, "polygons go to"),
+        ({"preview": "missing/a.png"}, "is one file for 2 maps"),
+        ({"stac": True}, "does not tell when it was taken"),
+        ({"area": ".tif"}, "is the map itself"),
+        ({"min_area": 3}, r"--min-area 3\.0 does nothing without --polygons"),
+        ({"acquired": date(2020, 6, 1)}, "does nothing without --stac"),
+    ],
+)
+def test_what_cannot_be_made_is_refused_before_any_work(
+    tmp_path: Path, options: dict[str, object], complaint: str
+) -> None:
+    maps, scenes = [tmp_path / "a_map.tif", tmp_path / "b_map.tif"], [Path("a.tif"), Path("b.tif")]
+    with pytest.raises(OutputError, match=complaint):
+        check_derived(maps, scenes, DerivedOptions(**options), overwrite=False)
+
+
+def test_what_fails_afterwards_says_that_the_map_is_whole(
+    real_map: Path, real_scene: Path, tmp_path: Path
+) -> None:
+    options = DerivedOptions(polygons=tmp_path / "missing" / "a.gpkg")
+    with pytest.raises(OutputError, match=r"does not exist.*The map .*map\.tif is whole"):
+        derive(real_map, real_scene, Path("cloud.onnx"), options, overwrite=False)
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "geodeploy", "predict", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_command_makes_them_and_its_report_names_them(real_scene: Path, tmp_path: Path) -> None:
+    asked = [
+        "--polygons",
+        ".parquet",
+        "--min-area",
+        5000,
+        "--simplify",
+        30,
+        "--area",
+        tmp_path / "a.csv",
+    ]
+    asked += ["--preview", ".png", "--stac", "--acquired", "2020-06-01T10:20:30Z", "--json"]
+    done = run(real_scene, "-o", tmp_path / "map.tif", *asked)
+    assert done.returncode == 0, done.stderr
+    made = [Path(path) for path in json.loads(done.stdout)["derived"]]
+    assert [path.name for path in made] == ["map.parquet", "a.csv", "map.png", "map.stac.json"]
+    assert '"2020-06-01T10:20:30Z"' in made[-1].read_text()
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "map.tif", "map.tif.aux.xml", *(path.name for path in made)
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("asked", "complaint"),
+    [
+        (["--stac", "--acquired", "nonsense"], "error: --acquired nonsense: "),
+        (["--polygons", ".gpkg", "--min-area", -3], "error: --min-area -3.0: "),
+        (["--polygons", ".shp"], "polygons go to .gpkg"),
+        (["--stac"], "say --acquired"),
+    ],
+)
+def test_the_command_refuses_in_one_line(
+    real_scene: Path, tmp_path: Path, asked: list[object], complaint: str
+) -> None:
+    done = run(real_scene, "-o", tmp_path / "map.tif", *asked)
+    assert done.returncode == 1
+    assert complaint in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
