@@ -67,7 +67,7 @@ def open_array(name: str) -> "ArrayDataset":
         return ArrayDataset(_held[name], "The array")
     path, _, variable = name.removeprefix(PREFIX).rpartition("::")
     store = _open_store(Path(path))
-    return ArrayDataset(store[variable], f"{Path(path).name}: {variable}", store.close)
+    return ArrayDataset(store[variable], f"{Path(path).name}: {variable}", store.close, files=[path])
 
 
 @contextmanager
@@ -144,7 +144,7 @@ class ArrayDataset:
     alpha: Sequence[int] = ()
     gcps: tuple[list[Any], None] = ([], None)
 
-    def __init__(self, array: Any, name: str, close: Any = None) -> None:
+    def __init__(self, array: Any, name: str, close: Any = None, *, files: Sequence[str] = ()) -> None:
         axes = _axes(array)
         if axes is None:
             raise SourceError(f"{name} does not lie on a grid of x and y: {', '.join(array.dims)}.")
@@ -175,7 +175,7 @@ class ArrayDataset:
         self.indexes = tuple(range(1, self.count + 1))
         chunks = array.encoding.get("preferred_chunks") or {}
         self.block_shapes = [(int(chunks.get(axes[0], 1)), int(chunks.get(axes[1], self.width)))]
-        self.files: list[str] = []
+        self.files = list(files)
         self.subdatasets: list[str] = []
 
     def __enter__(self) -> "ArrayDataset":

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geodeploy.errors import ModelError
-from geodeploy.tiles import Span, Tile, TileGrid
+from geodeploy.tiles import Region, Span, Tile, TileGrid
 
 Blend = Literal["cosine", "flat", "crop"]
 
@@ -100,49 +100,55 @@ def best_class(probs: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 @dataclass(frozen=True, slots=True)
-class Strip:
-    """Final rows of the map, from edge to edge."""
+class Block:
+    """A rectangle of the map that no later tile can change."""
 
     row: int
-    """Of the raster, the strip's first."""
-    classes: NDArray[np.uint8]
-    """(H, width): class values, and nodata where the scene has no data."""
+    """Of the raster, its first."""
+    col: int
+    probs: NDArray[np.float32]
+    """(K, h, w): the mean of all tiles that cover it. Use it before the next tile goes in."""
+    valid: NDArray[np.bool_]
+    """(h, w): where the scene has data."""
 
 
 class Mosaic:
-    """The map as it grows: tiles go in by rows from the top left, finished strips come out.
+    """The map as it grows: tiles go in by rows from the top left, final blocks come out.
 
-    Memory: K x overlap x width x 4 bytes of seam to the next row of tiles, K x tile² x 8 bytes
-    of seam to the next tile, and tile x width bytes of finished classes. Nothing grows with the height.
+    Memory: K x overlap x width x 4 bytes of seam to the next row of tiles and K x tile² x 8 bytes
+    of seam to the next tile, the width being that of the region. Nothing grows with the height.
 
     Args:
         grid: Where the tiles lie.
-        values: The class value of each of the model's K outputs.
+        region: The part of it that is mapped.
+        classes: The number K of the model's outputs.
         blend: How overlapping tiles are weighed.
-        nodata: Written where the scene has no data.
     """
 
-    def __init__(self, grid: TileGrid, values: Sequence[int], *, blend: Blend, nodata: int) -> None:
+    def __init__(self, grid: TileGrid, region: Region, classes: int, *, blend: Blend) -> None:
         self._grid = grid
-        self._values = np.array(values, np.uint8)
-        self._nodata = np.uint8(nodata)
+        self._region = region
+        self._classes = classes
         weights = WEIGHTS[blend](grid.tile, grid.overlap)
         # Past the first few, every tile has as many others before it: the shares repeat.
         places = min(max(len(grid.rows), len(grid.cols)), -(-grid.tile // grid.stride) + 1)
         self._shares = [shares(weights, grid.overlap, place) for place in range(places)]
+        # The region's first tiles do not find their own neighbours here, but zeros or what other tiles
+        # left: what comes of that lies outside the region.
+        self._col = region.cols[0].begin
+        width = region.cols[-1].stop - self._col
         # Mean of the row of tiles above, over the rows that the next row of tiles also covers.
-        self._below = np.empty((len(values), grid.overlap, grid.width), np.float32)
+        self._below = np.zeros((classes, grid.overlap, width), np.float32)
         # Mean of the tiles to the left, over the columns that the next tile also covers.
-        self._right = np.empty((len(values), grid.tile, grid.overlap), np.float32)
-        self._classes = np.empty((0, grid.width), np.uint8)
+        self._right = np.zeros((classes, grid.tile, grid.overlap), np.float32)
 
     def add(
         self, tile: Tile, probs: NDArray[np.float32] | None, valid: NDArray[np.bool_]
-    ) -> Strip | None:
-        """Take the next tile of the grid; return a strip when the tile ends its row of tiles.
+    ) -> Block | None:
+        """Take the next tile of the region; return what it settles, None outside the region.
 
         Args:
-            tile: The next one in the grid's order.
+            tile: The next one in the region's order.
             probs: Probabilities (K, tile, tile), padding included; overwritten. None for a tile
                 without data.
             valid: (height, width) of the tile's window, True where the scene has data.
@@ -150,7 +156,7 @@ class Mosaic:
         rows, cols, seam = tile.rows, tile.cols, self._grid.overlap
         height, width = rows.stop - rows.begin, cols.stop - cols.begin
         if probs is None:
-            mean = np.zeros((len(self._values), height, width), np.float32)
+            mean = np.zeros((self._classes, height, width), np.float32)
         else:
             top, left = rows.begin - rows.start, cols.begin - cols.start
             mean = probs[:, top : top + height, left : left + width]
@@ -163,7 +169,7 @@ class Mosaic:
             self._right[:, :height] = mean[:, :, final:]
         mean = mean[:, :, :final]
 
-        here = slice(cols.begin, cols.settled)
+        here = slice(cols.begin - self._col, cols.settled - self._col)
         if rows.begin > 0 and seam:
             share = self._share(rows)[:, np.newaxis]
             mean[:, :seam] = mix(self._below[:, :, here], mean[:, :seam], share)
@@ -172,11 +178,10 @@ class Mosaic:
             self._below[:, :, here] = mean[:, final:]
         mean = mean[:, :final]
 
-        if cols.begin == 0:
-            self._classes = np.empty((final, self._grid.width), np.uint8)
+        if rows.begin < self._region.first_row or cols.begin < self._region.first_col:
+            return None
         inside = valid[-height:, -width:][:final, : mean.shape[2]]
-        self._classes[:, here] = np.where(inside, self._values[best_class(mean)], self._nodata)
-        return Strip(rows.begin, self._classes) if cols.settled == self._grid.width else None
+        return Block(rows.begin, cols.begin, mean, inside)
 
     def _share(self, span: Span) -> NDArray[np.float32]:
         return self._shares[min(span.begin // self._grid.stride, len(self._shares) - 1)]

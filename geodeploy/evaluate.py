@@ -65,7 +65,7 @@ def evaluate(
             )
         found = Path(folder) / "map.tif"
         with _on_grid_of(image, label_file, session.spec, options) as aligned:
-            map_scene(image, session, found, options, progress)
+            map_scene(image, session, found, options, progress, keep=False)
             with rasterio.open(found) as mapped:
                 scores = _compare(mapped, aligned, session.spec, labels)
     if picture is not None:

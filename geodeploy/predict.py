@@ -2,27 +2,28 @@
 
 Memory does not depend on the scene's height. Beyond the model's own session it is about
 
-    stripes   (tile + 4 x 256) rows x width x bands x bytes a stored value, and a byte for validity;
+    stripes   (tile + 4 x 256) rows x width x (bands x bytes a stored value + 1 for validity);
               four of the file's own blocks where those are taller than 256 rows
     seams     classes x overlap x width x 4
     batches   batch x tile² x (bands + 3 x classes) x 4
-    GDAL      its block cache, 16 MiB, and 512 rows of the map
+    map       about 512 rows x width, twice
+    GDAL      its block cache, 16 MiB
+
+The width is the scene's, or that of a panel: stripes and seams together stay below `PANEL_BYTES`.
 """
 
+import json
 import logging
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import rasterio
-from numpy.typing import NDArray
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -35,21 +36,28 @@ from pydantic import (
 
 from geodeploy import __version__
 from geodeploy.ahead import read_ahead
-from geodeploy.blend import Blend, Mosaic, check_finite, check_probabilities, softmax
+from geodeploy.batches import Batch, cut_tiles, probabilities, stack_tiles
+from geodeploy.blend import Blend, Block, Mosaic
 from geodeploy.derived import DerivedOptions, check_derived, derive
 from geodeploy.errors import GridError, OutputError
 from geodeploy.machine import Stopwatch, peak_memory_bytes
-from geodeploy.raster import Raster, Stripe, check_range, ground_sample_distance_m, open_raster
+from geodeploy.parts import Journal, Part, clear_finished, identify, missing_regions, plan_parts
+from geodeploy.products import ClassMap
+from geodeploy.raster import Raster, check_range, ground_sample_distance_m, open_raster
 from geodeploy.report import BusyShares, ClassArea, Report, UnseenShare
 from geodeploy.runtime import Device, Session, open_session
 from geodeploy.source import stem
 from geodeploy.spec import ModelSpec
-from geodeploy.tiles import Tile, TileGrid
-from geodeploy.unseen import UnseenCount
+from geodeploy.tiles import TileGrid
+from geodeploy.unseen import UnseenCount, sum_unseen
 from geodeploy.writer import MapWriter, check_output
 
 log = logging.getLogger(__name__)
 
+_AHEAD = 2
+"""Stripes read ahead of the one in use."""
+PANEL_BYTES = 384 * 2**20
+"""What stripes and seams may take; a wider scene is mapped in panels, one after the other."""
 GDAL_CACHE_BYTES = 16 * 2**20
 """GDAL's default, a twentieth of the machine's memory, would be most of ours. Stripes are read block
 by block, so one block of every band would do; the rest serves the COG's overviews, at any width."""
@@ -119,8 +127,11 @@ def predict(
         options: How to run; None for the defaults.
         progress: Told of the rows as they are written.
 
+    However a run ends, the parts of the map that were whole by then are kept in a hidden folder beside
+    ``output``, and the same call goes on from there.
+
     Raises:
-        GeodeployError: one of its kinds, in one line; nothing is left at ``output`` then.
+        GeodeployError: one of its kinds, in one line; what was at ``output`` is untouched then.
     """
     (report,) = predict_scenes([source], model, output, options=options, progress=progress)
     return report
@@ -144,6 +155,8 @@ def predict_scenes(
     outputs = map_paths(scenes, None if output is None else Path(output))
     path = default_model() if model is None else Path(model)
     for place in outputs:
+        if not options.overwrite:
+            clear_finished(place)
         check_output(place, [*scenes, path], overwrite=options.overwrite)
     check_derived(outputs, scenes, options.derived, overwrite=options.overwrite)
     if model is None:
@@ -188,62 +201,68 @@ def map_scene(
     output: Path,
     options: PredictOptions,
     progress: Progress | None,
+    *,
+    keep: bool = True,
 ) -> Report:
-    """`predict` with a model that is loaded and an ``output`` that was checked."""
-    spec, begun = session.spec, time.perf_counter()
-    overlap = spec.overlap if options.overlap is None else options.overlap
-    reading, running, blending, writing = Stopwatch(), Stopwatch(), Stopwatch(), Stopwatch()
-    tiles_run = 0
+    """`predict` with a model that is loaded and an ``output`` that was checked.
+
+    ``keep`` says whether the parts of a run that ends early are of use to another one.
+    """
+    spec, begun, stages = session.spec, time.perf_counter(), Stages()
     # rasterio counts the cache in bytes, whatever GDAL itself makes of small numbers.
     with rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES), _opened(source, spec, options) as raster:
         notes = [*raster.notes, *_resolution_notes(raster, spec)]
         for note in notes:
             log.warning(note)
+        overlap = spec.overlap if options.overlap is None else options.overlap
         grid = TileGrid(raster.height, raster.width, spec.tile, overlap)
         # Batches of nearly one size: nine tiles at eight a batch are five and four, not eight and one.
         batch_size = -(-len(grid) // -(-len(grid) // options.batch))
-        read = reading.timed(raster.read)
-        count = UnseenCount(raster, spec.bands)
-        mosaic = Mosaic(grid, spec.class_values, blend=options.blend, nodata=spec.nodata)
-        with (
-            MapWriter(
+        parts = plan_parts(grid, columns=_most_columns(raster, spec, overlap))
+        job = _job(session, raster, options, overlap, parts)
+        # An array in memory is gone with the run.
+        with Journal(output, job, parts=len(parts), keep=keep and bool(raster.files())) as journal:
+            writer = MapWriter(
                 output,
+                journal=journal,
+                parts=parts,
                 height=raster.height,
                 width=raster.width,
                 crs=raster.crs,
                 transform=raster.transform,
                 classes=spec.classes,
-                nodata=spec.nodata,
-                tags=_tags(session, raster, options, overlap),
-            ) as writer,
-            closing(read_ahead(read, raster.stripes(), workers=options.readers, ahead=2)) as stripes,
-        ):
-            counted = map(count.add, stripes)
-            for batch in stack_tiles(cut_tiles(counted, grid), raster, spec, size=batch_size):
-                with running:
-                    probs = probabilities(session, batch)
-                tiles_run += len(batch.run)
-                with blending:
-                    strips = [
-                        strip
-                        for tile, valid, place in batch.members
-                        if (strip := mosaic.add(tile, None if place is None else probs[place], valid))
-                    ]
-                with writing:
-                    for strip in strips:
-                        writer.write(strip.row, strip.classes)
-                if progress and strips:
-                    progress(strips[-1].row + len(strips[-1].classes), raster.height)
-            unseen = count.shares()
-            with writing:
-                writer.finish(tags={"GEODEPLOY_UNSEEN": _unseen_tag(unseen)})
+                product=ClassMap(spec.class_values, spec.nodata),
+            )
+            kept = sum(parts[number].pixels for number in journal.done)
+            regions = list(missing_regions(grid, parts, journal.done))
+            windows = (window for region, _ in regions for window in raster.stripes(region.source))
+            read = stages.read.timed(raster.read)
+            with closing(read_ahead(read, windows, workers=options.readers, ahead=_AHEAD)) as stripes:
+                for region, missing in regions:
+                    unseen = UnseenCount(raster, spec.bands, region)
+                    tiles = map(unseen.add, cut_tiles(stripes, region))
+                    batches = stack_tiles(tiles, raster, spec, size=batch_size)
+                    mosaic = Mosaic(grid, region, len(spec.classes), blend=options.blend)
+                    for block in _run(batches, session, mosaic, stages):
+                        with stages.write:
+                            if not writer.add(missing[0], block):
+                                continue
+                            part = missing.pop(0)
+                            writer.save(part, {"unseen": unseen.take(part.window)})
+                        if progress:
+                            done = sum(parts[number].pixels for number in journal.done)
+                            progress(done // raster.width, raster.height)
+            unseen_shares = sum_unseen(spec.bands, [noted["unseen"] for noted in journal.done.values()])
+            counts = writer.counts()
+            with stages.write:
+                writer.finish(_tags(session, raster, options, overlap, unseen_shares))
     seconds = time.perf_counter() - begun
     gsd_m = ground_sample_distance_m(raster.crs, raster.transform)
-    valid_pixels = int(writer.counts[spec.class_values].sum())
+    valid_pixels = int(counts[spec.class_values].sum())
     if not valid_pixels:
         notes.append(f"{source.name} holds no valid pixel: the whole map is nodata.")
         log.warning(notes[-1])
-    for note in _unseen_notes(source.name, unseen):
+    for note in _unseen_notes(source.name, unseen_shares):
         notes.append(note)
         log.warning(note)
     return Report(
@@ -257,35 +276,91 @@ def map_scene(
         height=raster.height,
         width=raster.width,
         valid_pixels=valid_pixels,
-        nodata_pixels=int(writer.counts[spec.nodata]),
+        nodata_pixels=int(counts[spec.nodata]),
         tile=spec.tile,
         overlap=overlap,
         blend=options.blend,
         batch=batch_size,
-        tiles_run=tiles_run,
-        tiles_skipped=len(grid) - tiles_run,
+        tiles_run=stages.tiles_run,
+        tiles_skipped=stages.tiles_skipped,
+        pixels_kept=kept,
         seconds=seconds,
-        pixels_per_s=raster.height * raster.width / seconds,
+        pixels_per_s=(raster.height * raster.width - kept) / seconds,
         peak_memory_bytes=peak_memory_bytes(),
         busy=BusyShares(
-            read=reading.seconds / options.readers / seconds,
-            model=running.seconds / seconds,
-            blend=blending.seconds / seconds,
-            write=writing.seconds / seconds,
+            read=stages.read.seconds / options.readers / seconds,
+            model=stages.model.seconds / seconds,
+            blend=stages.blend.seconds / seconds,
+            write=stages.write.seconds / seconds,
         ),
         classes=tuple(
             ClassArea(
                 value=item.value,
                 name=item.name,
-                pixels=int(writer.counts[item.value]),
-                share=float(writer.counts[item.value] / max(valid_pixels, 1)),
-                area_m2=None if gsd_m is None else float(writer.counts[item.value] * gsd_m**2),
+                pixels=int(counts[item.value]),
+                share=float(counts[item.value] / max(valid_pixels, 1)),
+                area_m2=None if gsd_m is None else float(counts[item.value] * gsd_m**2),
             )
             for item in spec.classes
         ),
-        unseen=unseen,
+        unseen=unseen_shares,
         warnings=tuple(notes),
     )
+
+
+class Stages:
+    """The seconds that each stage of a run takes, and what went through."""
+
+    def __init__(self) -> None:
+        self.read, self.model, self.blend, self.write = (Stopwatch() for _ in range(4))
+        self.tiles_run = self.tiles_skipped = 0
+
+
+def _run(batches: Iterable[Batch], session: Session, mosaic: Mosaic, stages: Stages) -> Iterator[Block]:
+    """The blocks of the map that the ``batches`` settle, one by one."""
+    for batch in batches:
+        with stages.model:
+            probs = probabilities(session, batch)
+        stages.tiles_run += len(batch.run)
+        stages.tiles_skipped += len(batch.members) - len(batch.run)
+        for tile, valid, place in batch.members:
+            with stages.blend:
+                block = mosaic.add(tile, None if place is None else probs[place], valid)
+            if block is not None:
+                yield block
+
+
+def _most_columns(raster: Raster, spec: ModelSpec, overlap: int) -> int:
+    """How wide a panel may be for its stripes and seams to stay within `PANEL_BYTES`."""
+    rows = min(spec.tile + (_AHEAD + 2) * raster.stripe_rows, raster.height)
+    stripes = rows * (len(spec.bands) * raster.dtype.itemsize + 1)
+    return PANEL_BYTES // (stripes + 4 * len(spec.classes) * overlap)
+
+
+_INDIFFERENT = {"overwrite", "batch", "device", "readers", "threads"}
+"""Options that change no byte of the map. The device that was used does, and is looked at itself."""
+
+
+def _job(
+    session: Session, raster: Raster, options: PredictOptions, overlap: int, parts: Sequence[Part]
+) -> dict[str, str]:
+    """All that the bytes of the map depend on, by the words that tell the user what has changed."""
+    # Viewers leave statistics and overviews beside a scene; what else they may hold is looked at below.
+    files = [name for name in raster.files() if not name.endswith((".aux.xml", ".ovr"))]
+    values = raster.scales.tolist(), raster.offsets.tolist(), [layer.nodata for layer in raster.layers]
+    scene, state = identify(files, values)
+    places = repr([part.window.flatten() for part in parts])
+    given = options.model_dump(exclude=_INDIFFERENT) | {"overlap": overlap, "bands": raster.indexes}
+    return {
+        "scene": scene,
+        "state of the scene": state,
+        "model": session.sha256,
+        "description of the model": sha256(session.spec.to_json().encode()).hexdigest(),
+        "device": session.device,
+        "runtime": session.name,
+        **{f"--{name}": json.dumps(value) for name, value in given.items()},
+        "version of geodeploy": f"{__version__} {sha256(places.encode()).hexdigest()}",
+    }
 
 
 def asked_gsd_m(options: PredictOptions, spec: ModelSpec) -> float | None:
@@ -315,102 +390,6 @@ def _opened(source: Path, spec: ModelSpec, options: PredictOptions) -> Iterator[
         yield raster
 
 
-CutTile = tuple[Tile, NDArray[Any], NDArray[np.bool_]]
-"""A tile, its stored values (C, h, w) and its valid pixels (h, w)."""
-
-
-def cut_tiles(stripes: Iterator[Stripe], grid: TileGrid) -> Iterator[CutTile]:
-    """The tiles of ``grid`` in order, holding only the stripes that the row of tiles needs."""
-    held: deque[Stripe] = deque()
-    cols = grid.cols
-    for rows in grid.rows:
-        while held and held[0].row + held[0].valid.shape[0] <= rows.start:
-            held.popleft()
-        while not held or held[-1].row + held[-1].valid.shape[0] < rows.stop:
-            held.append(next(stripes))
-        for col in cols:
-            stored, valid = zip(
-                *(
-                    (
-                        stripe.stored[
-                            :,
-                            max(rows.start - stripe.row, 0) : rows.stop - stripe.row,
-                            col.start : col.stop,
-                        ],
-                        stripe.valid[
-                            max(rows.start - stripe.row, 0) : rows.stop - stripe.row,
-                            col.start : col.stop,
-                        ],
-                    )
-                    for stripe in held
-                ),
-                strict=True,
-            )
-            yield Tile(rows, col), np.concatenate(stored, axis=1), np.concatenate(valid)
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Tiles of the grid, in order, those that the model must see stacked."""
-
-    members: list[tuple[Tile, NDArray[np.bool_], int | None]]
-    """Each with its valid pixels and its place in ``pixels``; None for a tile without data."""
-    pixels: NDArray[np.float32]
-    """(size, C, tile, tile) in the spec's units, finite. Reused: take what you need before the next."""
-
-    @property
-    def run(self) -> list[Tile]:
-        """The tiles that the model must see."""
-        return [tile for tile, _, place in self.members if place is not None]
-
-
-def stack_tiles(
-    tiles: Iterable[CutTile], raster: Raster, spec: ModelSpec, *, size: int
-) -> Iterator[Batch]:
-    """Batches of ``size`` tiles to run; tiles without a valid pixel ride along and cost nothing.
-
-    All batches have one shape: the last one's surplus holds what the one before it left there.
-    """
-    fill = np.array([band.mean for band in spec.bands], np.float32).reshape(-1, 1, 1)
-    pixels = np.zeros((size, len(spec.bands), spec.tile, spec.tile), np.float32)
-    members: list[tuple[Tile, NDArray[np.bool_], int | None]] = []
-    used = 0
-    for tile, stored, valid in tiles:
-        if valid.any():
-            values = raster.to_units(stored)
-            if not valid.all():
-                values = np.where(valid, values, fill)
-            below, right = spec.tile - valid.shape[0], spec.tile - valid.shape[1]
-            if below or right:
-                values = np.pad(values, ((0, 0), (0, below), (0, right)), mode="reflect")
-            pixels[used] = values
-            members.append((tile, valid, used))
-            used += 1
-        else:
-            members.append((tile, valid, None))
-        # An empty region must not gather tiles without end either.
-        if used == size or len(members) == 4 * size:
-            yield Batch(members, pixels)
-            members, used = [], 0
-    if members:
-        yield Batch(members, pixels)
-
-
-def probabilities(session: Session, batch: Batch) -> NDArray[np.float32]:
-    """What the model says of each place in ``batch.pixels``: (size, K, tile, tile), summing to 1."""
-    run = batch.run
-    if not run:
-        return np.empty(
-            (0, len(session.spec.classes), session.spec.tile, session.spec.tile), np.float32
-        )
-    outputs = session.run(batch.pixels)[: len(run)]
-    check_finite(outputs, run)
-    if session.spec.output == "logits":
-        return softmax(outputs)
-    check_probabilities(outputs)
-    return outputs
-
-
 def _resolution_notes(raster: Raster, spec: ModelSpec) -> Iterator[str]:
     gsd_m = ground_sample_distance_m(raster.crs, raster.transform)
     if gsd_m and spec.gsd_m and not 0.5 <= gsd_m / spec.gsd_m <= 2:
@@ -435,7 +414,13 @@ def _unseen_tag(unseen: Sequence[UnseenShare] | None) -> str:
     return ", ".join(f"{item.band} {item.share:.1%}" for item in unseen)
 
 
-def _tags(session: Session, raster: Raster, options: PredictOptions, overlap: int) -> dict[str, str]:
+def _tags(
+    session: Session,
+    raster: Raster,
+    options: PredictOptions,
+    overlap: int,
+    unseen: Sequence[UnseenShare] | None,
+) -> dict[str, str]:
     """What made the map. No time, path or machine: the same job gives the same bytes."""
     spec = session.spec
     return {
@@ -454,4 +439,5 @@ def _tags(session: Session, raster: Raster, options: PredictOptions, overlap: in
         "GEODEPLOY_GSD": str(options.gsd),
         "GEODEPLOY_CLASSES": "; ".join(f"{item.value} {item.name}" for item in spec.classes),
         "GEODEPLOY_LICENCE": spec.licence,
+        "GEODEPLOY_UNSEEN": _unseen_tag(unseen),
     }

@@ -27,13 +27,16 @@ from geodeploy.spec import Band
 
 log = logging.getLogger(__name__)
 
+_STRIPE_ROWS = 256
+
 
 @dataclass(frozen=True, slots=True)
 class Stripe:
-    """Whole rows of the raster as they lie in the file, with the pixels that hold data."""
+    """Rows of the raster, or of a panel of it, as they lie in the file, and which pixels hold data."""
 
     row: int
     """Of the raster, the stripe's first."""
+    col: int
     stored: NDArray[Any]
     """(C, rows, width) in the file's own type: half to a quarter of what float32 would take."""
     valid: NDArray[np.bool_]
@@ -72,11 +75,26 @@ class Raster:
     _handles: list[Any] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def stripes(self, rows: int = 256) -> Iterator[Window]:
-        """Windows of whole rows, about ``rows`` high, that cut no block of the file in two."""
-        step = self.block_rows * max(1, round(rows / self.block_rows))
-        for row in range(0, self.height, step):
-            yield Window(0, row, self.width, min(step, self.height - row))
+    def stripes(self, within: Window | None = None) -> Iterator[Window]:
+        """Windows from edge to edge of ``within`` that cut no row of the files' blocks in two.
+
+        None is the whole raster.
+        """
+        whole = within or Window(0, 0, self.width, self.height)
+        row, end = whole.row_off, whole.row_off + whole.height
+        while row < end:
+            after = min((row // self.stripe_rows + 1) * self.stripe_rows, end)
+            yield Window(whole.col_off, row, whole.width, after - row)
+            row = after
+
+    @property
+    def stripe_rows(self) -> int:
+        """Rows of a stripe: about 256, and whole blocks."""
+        return self.block_rows * max(1, round(_STRIPE_ROWS / self.block_rows))
+
+    def files(self) -> list[str]:
+        """What GDAL reads for the raster, the files behind a VRT too, by GDAL's names."""
+        return [file for number in range(len(self.layers)) for file in self._dataset(number).files]
 
     def read(self, window: Window) -> Stripe:
         """The stored values and the valid pixels of ``window``.
@@ -86,14 +104,14 @@ class Raster:
         """
         if len(self.layers) == 1:
             stored, valid = self._read_layer(0, window)
-            return Stripe(window.row_off, stored, valid)
+            return Stripe(window.row_off, window.col_off, stored, valid)
         shape = (int(window.height), int(window.width))
         stored = np.empty((len(self.indexes), *shape), self.dtype)
         valid = np.ones(shape, bool)
         for number, layer in enumerate(self.layers):
             stored[layer.places], present = self._read_layer(number, window)
             valid &= present
-        return Stripe(window.row_off, stored, valid)
+        return Stripe(window.row_off, window.col_off, stored, valid)
 
     def read_pixels(self, window: Window) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """``window`` in the spec's units, float32 (C, h, w), and the valid pixels (h, w).

@@ -90,6 +90,8 @@ class Report(_Frozen):
     tiles_run: int
     tiles_skipped: int
     """Tiles without a valid pixel, which cost no forward pass."""
+    pixels_kept: int
+    """Of the map, made by an earlier run that was stopped."""
     seconds: float
     pixels_per_s: float
     peak_memory_bytes: int
@@ -115,6 +117,9 @@ class Report(_Frozen):
         for item in self.classes:
             area = "" if item.area_m2 is None else f"  {item.area_m2 / 1e6:12.2f} km²"
             lines.append(f"  {item.value:>3}  {item.name:<20} {item.share:6.1%}{area}")
+        if self.pixels_kept:
+            share = self.pixels_kept / (self.height * self.width)
+            lines.append(f"  {share:.0%} of it kept from a run that was stopped")
         if self.nodata_pixels:
             share = self.nodata_pixels / (self.height * self.width)
             lines.append(f"       {'(no data)':<20} {share:6.1%} of the scene")

@@ -1,5 +1,6 @@
 """Cut a raster into overlapping tiles that cover every pixel. No I/O; sizes in pixels."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -74,6 +75,11 @@ class TileGrid:
         return self.tile - self.overlap
 
     @property
+    def reach(self) -> int:
+        """How many tiles further on a tile still adds to the map."""
+        return -(-self.tile // self.stride) - 1
+
+    @property
     def rows(self) -> list[Span]:
         """The rows of tiles, from the top."""
         return self._spans(self.height)
@@ -92,6 +98,21 @@ class TileGrid:
             for col in cols:
                 yield Tile(rows, col)
 
+    def part(self, rows: range, cols: range) -> "Region":
+        """The tiles at these places of the grid, and those before them that reach into theirs."""
+        down, across = self.rows, self.cols
+        return Region(
+            rows=tuple(down[max(rows.start - self.reach, 0) : rows.stop]),
+            cols=tuple(across[max(cols.start - self.reach, 0) : cols.stop]),
+            first_row=down[rows.start].begin,
+            first_col=across[cols.start].begin,
+        )
+
+    @property
+    def whole(self) -> "Region":
+        """All of it."""
+        return self.part(range(len(self.rows)), range(len(self.cols)))
+
     def _spans(self, length: int) -> list[Span]:
         last = max(length - self.tile, 0)
         count = -(-last // self.stride) + 1
@@ -104,3 +125,39 @@ class TileGrid:
             )
             for place in range(count)
         ]
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A rectangle of the map, and the tiles it takes to make it as it is in the whole map.
+
+    Tiles that stand before the rectangle but reach into it are among them: what they add must be there.
+    What they settle outside of it is nobody's, and is dropped.
+    """
+
+    rows: tuple[Span, ...]
+    cols: tuple[Span, ...]
+    first_row: int
+    """Of the rectangle, in the raster."""
+    first_col: int
+
+    @property
+    def window(self) -> Window:
+        """The rectangle."""
+        height = self.rows[-1].settled - self.first_row
+        return Window(self.first_col, self.first_row, self.cols[-1].settled - self.first_col, height)
+
+    @property
+    def source(self) -> Window:
+        """What its tiles read."""
+        row = min(span.start for span in self.rows)
+        col = min(span.start for span in self.cols)
+        height = max(span.stop for span in self.rows) - row
+        return Window(col, row, max(span.stop for span in self.cols) - col, height)
+
+    def __len__(self) -> int:
+        return len(self.rows) * len(self.cols)
+
+    def __iter__(self) -> Iterator[Tile]:
+        for rows, cols in itertools.product(self.rows, self.cols):
+            yield Tile(rows, cols)

@@ -4,10 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from rasterio.windows import Window
 
-from geodeploy.raster import Raster, Stripe
+from geodeploy.batches import CutTile
+from geodeploy.raster import Raster
 from geodeploy.report import UnseenShare
 from geodeploy.spec import Band
+from geodeploy.tiles import Region, Span
 
 _STEP = 7
 """Rows and columns from one pixel that counts to the next: no divisor of the 8 of JPEG's blocks, nor of
@@ -20,50 +23,73 @@ miss the very number that as many had in training by its last bits."""
 
 
 class UnseenCount:
-    """The sum, growing stripe by stripe, of the pixels outside what the model saw in training.
+    """The sums, growing tile by tile, of the pixels outside what the model saw in training.
 
-    Which pixels count depends on their row and column in the raster alone: however it is read and
-    tiled, the sum is the same.
+    Each pixel belongs to the tile that settles it, and which pixels count depends on their row and
+    column in the raster alone: however the raster is read and cut, the sums are the same.
 
     Args:
-        raster: Where the stripes come from.
+        raster: Where the tiles come from.
         bands: Those of the model, in order.
+        region: What is mapped; what lies outside is not counted.
     """
 
-    def __init__(self, raster: Raster, bands: Sequence[Band]) -> None:
+    def __init__(self, raster: Raster, bands: Sequence[Band], region: Region) -> None:
         self._to_units = raster.to_units
         self._step = _STEP if raster.height * raster.width > _SMALL else 1
-        self._names = [band.name for band in bands]
-        self._seen = [band.seen for band in bands]
-        self._low = _column([-np.inf if pair is None else _widened(pair)[0] for pair in self._seen])
-        self._high = _column([np.inf if pair is None else _widened(pair)[1] for pair in self._seen])
-        self._valid = 0
-        self._below = np.zeros(len(bands), np.int64)
-        self._above = np.zeros(len(bands), np.int64)
+        seen = [band.seen for band in bands]
+        self._known = any(seen)
+        self._low = _column([-np.inf if pair is None else _widened(pair)[0] for pair in seen])
+        self._high = _column([np.inf if pair is None else _widened(pair)[1] for pair in seen])
+        self._region = region
+        self._sums: dict[int, NDArray[np.int64]] = {}
 
-    def add(self, stripe: Stripe) -> Stripe:
-        """Count ``stripe``, and hand it on."""
-        if any(self._seen):
-            rows, cols = np.s_[-stripe.row % self._step :: self._step, :: self._step]
-            valid = stripe.valid[rows, cols]
+    def add(self, cut: CutTile) -> CutTile:
+        """Count what the tile settles, and hand it on."""
+        tile, stored, valid = cut
+        rows, cols = tile.rows, tile.cols
+        inside = rows.begin >= self._region.first_row and cols.begin >= self._region.first_col
+        if self._known and inside:
+            here = _every(rows, self._step), _every(cols, self._step)
+            counted = valid[here]
             with np.errstate(over="ignore"):  # what lies under nodata may be any float64
-                values = self._to_units(stripe.stored[:, rows, cols])
-            self._valid += int(np.count_nonzero(valid))
-            # Band by band: numpy counts a whole array much faster than along an axis.
-            self._below += [np.count_nonzero(band) for band in (values < self._low) & valid]
-            self._above += [np.count_nonzero(band) for band in (values > self._high) & valid]
-        return stripe
+                values = self._to_units(stored[:, *here])
+            below, above = (values < self._low) & counted, (values > self._high) & counted
+            sums = [np.count_nonzero(counted), *below.sum(axis=(1, 2)), *above.sum(axis=(1, 2))]
+            self._sums[rows.begin] = self._sums.get(rows.begin, 0) + np.array(sums, np.int64)
+        return cut
 
-    def shares(self) -> tuple[UnseenShare, ...] | None:
-        """What was counted, for the bands whose range is known; None if none is."""
-        if not any(self._seen):
-            return None
-        below, above = self._below / max(self._valid, 1), self._above / max(self._valid, 1)
-        return tuple(
-            UnseenShare(band=name, seen=seen, below=float(below[place]), above=float(above[place]))
-            for place, (name, seen) in enumerate(zip(self._names, self._seen, strict=True))
-            if seen is not None
+    def take(self, window: Window) -> list[int] | None:
+        """Valid pixels, and those below and above in each band, in rows of ``window``; forget them."""
+        rows = range(window.row_off, window.row_off + window.height)
+        taken = [self._sums.pop(row) for row in list(self._sums) if row in rows]
+        return np.sum(taken, axis=0).tolist() if taken else None
+
+
+def sum_unseen(
+    bands: Sequence[Band], taken: Sequence[Sequence[int] | None]
+) -> tuple[UnseenShare, ...] | None:
+    """The shares that follow from what `UnseenCount` gave for each part; None if no range is known."""
+    if not any(band.seen for band in bands):
+        return None
+    sums = np.array([part for part in taken if part is not None], np.int64).sum(axis=0)
+    valid, count = max(int(sums[0]), 1), len(bands)
+    return tuple(
+        UnseenShare(
+            band=band.name,
+            seen=band.seen,
+            below=float(sums[1 + place] / valid),
+            above=float(sums[1 + count + place] / valid),
         )
+        for place, band in enumerate(bands)
+        if band.seen is not None
+    )
+
+
+def _every(span: Span, step: int) -> slice:
+    """Which of a tile's pixels it settles and lie at a multiple of ``step`` in the raster."""
+    first = -(-span.begin // step) * step
+    return slice(first - span.start, span.settled - span.start, step)
 
 
 def _widened(seen: tuple[float, float]) -> tuple[float, float]:

@@ -1,13 +1,13 @@
-"""Write a class map: rows in from the top, a whole Cloud Optimized GeoTIFF out, or nothing."""
+"""Write a class map: blocks in part by part, a whole Cloud Optimized GeoTIFF out, or nothing."""
 
+import math
 import os
 import shutil
-import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -16,11 +16,16 @@ from affine import Affine
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.io import MemoryFile
 from rasterio.shutil import copy as rasterio_copy
 from rasterio.windows import Window
 
+from geodeploy.blend import Block
+from geodeploy.dataset import reason
 from geodeploy.errors import OutputError
 from geodeploy.machine import usable_cores
+from geodeploy.parts import Journal, Part, sync
+from geodeploy.products import Product
 from geodeploy.spec import SegmentationClass
 
 BLOCK = 512
@@ -84,160 +89,169 @@ def _check_is_writable(folder: Path, flag: str) -> None:
 
 
 class MapWriter:
-    """A map that grows by rows and appears at ``output`` when it is whole.
+    """A map that grows by parts and appears at ``output`` when it is whole.
 
-    Rows gather in a plain tiled GeoTIFF in a folder beside ``output``; `finish` makes the COG of it
-    and moves it into place with its ``.aux.xml``. Leaving the context earlier, by an error or Ctrl-C,
-    removes the folder. Memory: 512 rows of one byte a pixel, and GDAL's block cache.
+    The blocks of a part gather in memory, a byte a pixel. A part that is whole goes into the journal;
+    `finish` makes one COG of them all and moves it into place with its ``.aux.xml``.
 
     Args:
         output: Where the map goes.
+        journal: Holds the parts, those of an earlier run too.
+        parts: All parts of the map.
         height: Rows of the map.
         width: Columns of the map.
         crs: None for a map without one.
         transform: From pixel corner to CRS.
         classes: Their values, names and colours.
-        nodata: Written where the scene has no data.
-        tags: Written into the file; nothing that changes from run to run, so that the same job
-            gives the same bytes.
+        product: What is written of the probabilities.
     """
 
     def __init__(
         self,
         output: Path,
         *,
+        journal: Journal,
+        parts: Sequence[Part],
         height: int,
         width: int,
         crs: CRS | None,
         transform: Affine,
         classes: Sequence[SegmentationClass],
-        nodata: int,
-        tags: Mapping[str, str],
+        product: Product,
     ) -> None:
         self._output = output
+        self._journal = journal
+        self._parts = parts
         self._height, self._width = height, width
-        self._georeference: dict[str, Any] = {"crs": crs, "transform": transform}
+        self._crs, self._transform = crs, transform
         self._classes = classes
-        self._nodata = nodata
-        self._tags = dict(tags)
-        self._pending: list[NDArray[np.uint8]] = []
-        self._pending_rows = 0
-        self._row = 0
-        self.counts = np.zeros(256, np.int64)
-        """Pixels of each value written so far."""
+        self._product = product
+        self._canvas: NDArray[Any] | None = None
+        self._filled = 0
 
-    def __enter__(self) -> Self:
+    def add(self, part: Part, block: Block) -> bool:
+        """Put the next ``block`` of ``part`` in its place; whether it was the part's last."""
+        window, product = part.window, self._product
+        if self._canvas is None:
+            self._canvas = np.empty((product.bands, window.height, window.width), product.dtype)
+            self._filled = 0
+        height, width = block.valid.shape
+        row, col = block.row - window.row_off, block.col - window.col_off
+        inside = 0 <= row <= window.height - height and 0 <= col <= window.width - width
+        assert inside, f"{height} x {width} pixels at {block.row}, {block.col} are not of {part}"
+        self._canvas[:, row : row + height, col : col + width] = product.of(block)
+        self._filled += height * width
+        return self._filled == part.pixels
+
+    def save(self, part: Part, facts: Mapping[str, Any]) -> None:
+        """Write ``part``, which is whole, and note it in the journal with ``facts``."""
+        assert self._canvas is not None
+        assert self._filled == part.pixels, f"{self._filled} of the {part.pixels} pixels of {part}"
+        pixels, self._canvas = self._canvas, None
+        counts = np.bincount(pixels[0].ravel(), minlength=256).tolist()
         try:
-            self._folder = Path(
-                tempfile.mkdtemp(prefix=f".{self._output.name}-", dir=self._output.parent)
-            )
-        except OSError as error:
-            raise OutputError(
-                f"The folder {self._output.parent} cannot be written ({error.strerror}). "
-                "Choose another place with -o."
-            ) from error
-        self._rows_file = self._folder / "rows.tif"
-        try:
-            with _quiet():
-                self._dataset = rasterio.open(
-                    self._rows_file,
-                    "w",
-                    driver="GTiff",
-                    height=self._height,
-                    width=self._width,
-                    count=1,
-                    dtype="uint8",
-                    nodata=self._nodata,
-                    tiled=True,
-                    blockxsize=BLOCK,
-                    blockysize=BLOCK,
-                    compress="deflate",
-                    zlevel=1,
-                    bigtiff="if_safer",
-                    **self._georeference,
-                )
-            self._describe()
-        except BaseException:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            raise
-        return self
+            # Through memory: Python tells of a full disk, GDAL does not always.
+            files = {_part_name(part): _encode(pixels)}
+            self._journal.save(part.number, files, {"counts": counts, **facts})
+        except (RasterioError, OSError) as error:
+            raise self._failed(error) from error
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            self._dataset.close()
-        finally:
-            shutil.rmtree(self._folder, ignore_errors=True)
+    def counts(self) -> NDArray[np.int64]:
+        """Pixels of each value in the parts that are done, (256,)."""
+        noted = [facts["counts"] for facts in self._journal.done.values()]
+        total: NDArray[np.int64] = np.sum(np.array(noted, np.int64), axis=0)
+        return total
 
-    def write(self, row: int, classes: NDArray[np.uint8]) -> None:
-        """Add rows (H, width); ``row`` is the first, and follows the last one written."""
-        assert row == self._row, f"row {row} after {self._row}"
-        self._row += len(classes)
-        self._pending.append(classes)
-        self._pending_rows += len(classes)
-        # Whole blocks only: a block written twice is compressed twice and leaves a hole in the file.
-        whole = self._pending_rows // BLOCK * BLOCK
-        if whole:
-            self._flush(whole)
+    def finish(self, tags: Mapping[str, str]) -> None:
+        """Join the parts, move the map into place with its ``.aux.xml``, remove the journal.
 
-    def finish(self, *, tags: Mapping[str, str] | None = None) -> None:
-        """Make the COG and move it into place with its ``.aux.xml``.
-
-        ``tags`` are written too: what is known only when the last row is.
+        ``tags`` are written into the file; nothing that changes from run to run may be among them, so
+        that the same job gives the same bytes.
         """
-        assert self._row == self._height, f"{self._row} of {self._height} rows"
-        if self._pending_rows:
-            self._flush(self._pending_rows)
+        done = self._journal.done
+        assert len(done) == len(self._parts), f"{len(done)} of {len(self._parts)} parts"
+        folder = self._journal.folder
+        joined, cog, names = folder / "map.vrt", folder / "map.tif", folder / "map.tif.aux.xml"
         try:
-            self._dataset.update_tags(**(tags or {}))
-            self._dataset.close()
-            cog = self._folder / "map.tif"
+            self._join(joined, tags)
+            self._make_cog(joined, cog)
+            self._finish_aux(names)
+            sync(names)
+            sync(cog)
+            self._journal.note_moving(cog.name)
+            # The names go first: for a moment a stray .aux.xml, never a map without its names.
+            names.replace(aux_path(self._output))
+            cog.replace(self._output)
+            with suppress(OSError):  # not every file system can do this to a folder
+                sync(self._output.absolute().parent)
+        except (RasterioError, OSError) as error:
+            raise self._failed(error) from error
+        self._journal.remove()
+
+    def _make_cog(self, joined: Path, cog: Path) -> None:
+        counts = np.zeros(256, np.int64)
+        try:
             with _quiet():
                 rasterio_copy(
-                    self._rows_file,
+                    joined,
                     cog,
                     driver="COG",
                     blocksize=BLOCK,
                     compress="deflate",
                     overview_resampling="mode",
-                    statistics="yes",
+                    statistics="auto",  # those of the joined raster
                     bigtiff="if_safer",
                     num_threads=str(usable_cores()),
                 )
-        except RasterioError as error:
+                # A full disk does not always stop GDAL: what it has written is looked at, all of it.
+                for values in _blocks(cog):
+                    counts += np.bincount(values.ravel(), minlength=256)
+                for level in range(_overviews(cog)):
+                    for _ in _blocks(cog, overview_level=level):
+                        pass
+        except MemoryError:
+            raise
+        except Exception as error:  # some of what rasterio raises has no base but Exception
             raise self._failed(error) from error
-        self._finish_aux(self._folder / "map.tif.aux.xml")
-        try:
-            # The names go first: for a moment a stray .aux.xml, never a map without its names.
-            (self._folder / "map.tif.aux.xml").replace(aux_path(self._output))
-            cog.replace(self._output)
-        except OSError as error:
-            raise self._failed(error) from error
+        if (counts != self.counts()).any():
+            raise self._failed(OSError("what was written reads otherwise"))
 
-    def _flush(self, rows: int) -> None:
-        gathered = self._pending[0] if len(self._pending) == 1 else np.concatenate(self._pending)
-        block, rest = gathered[:rows], gathered[rows:]
-        self.counts += np.bincount(block.ravel(), minlength=256)
-        top = self._row - self._pending_rows
-        try:
-            self._dataset.write(block, 1, window=Window(0, top, self._width, len(block)))
-        except RasterioError as error:
-            raise self._failed(error) from error
-        self._pending = [rest] if len(rest) else []
-        self._pending_rows = len(rest)
-
-    def _describe(self) -> None:
-        """Colours and tags: a COG cannot be updated afterwards without losing its layout."""
-        self._dataset.write_colormap(
-            1,
-            {item.value: (*item.rgb, 255) for item in self._classes} | {self._nodata: (0, 0, 0, 0)},
+    def _join(self, path: Path, tags: Mapping[str, str]) -> None:
+        """One raster of all parts, with colours and tags: a COG takes them from what it is made of."""
+        root = ElementTree.Element(
+            "VRTDataset", rasterXSize=str(self._width), rasterYSize=str(self._height)
         )
-        self._dataset.set_band_description(1, "class")
-        self._dataset.update_tags(**self._tags)
+        if self._crs is not None:
+            ElementTree.SubElement(root, "SRS").text = self._crs.to_wkt()
+        if self._transform != Affine.identity():
+            ElementTree.SubElement(root, "GeoTransform").text = ", ".join(
+                map(repr, map(float, self._transform.to_gdal()))
+            )
+        _add_tags(root, tags)
+        band = ElementTree.SubElement(root, "VRTRasterBand", dataType="Byte", band="1")
+        _add_tags(band, _statistics(self.counts(), self._product.nodata))
+        ElementTree.SubElement(band, "Description").text = "class"
+        ElementTree.SubElement(band, "NoDataValue").text = str(self._product.nodata)
+        ElementTree.SubElement(band, "ColorInterp").text = "Palette"
+        table = ElementTree.SubElement(band, "ColorTable")
+        colours = {item.value: (*item.rgb, 255) for item in self._classes}
+        for number in range(256):
+            absent = (0, 0, 0, 0 if number == self._product.nodata else 255)
+            cells = map(str, colours.get(number, absent))
+            entry = dict(zip(("c1", "c2", "c3", "c4"), cells, strict=True))
+            ElementTree.SubElement(table, "Entry", entry)
+        for part in self._parts:
+            window = part.window
+            height, width = str(window.height), str(window.width)
+            source = ElementTree.SubElement(band, "SimpleSource")
+            ElementTree.SubElement(source, "SourceFilename", relativeToVRT="1").text = _part_name(part)
+            ElementTree.SubElement(source, "SourceBand").text = "1"
+            ElementTree.SubElement(source, "SrcRect", xOff="0", yOff="0", xSize=width, ySize=height)
+            ElementTree.SubElement(
+                source, "DstRect", xOff=str(window.col_off), yOff=str(window.row_off), xSize=width,
+                ySize=height,
+            )  # fmt: skip
+        ElementTree.ElementTree(root).write(path, encoding="utf-8")
 
     def _finish_aux(self, path: Path) -> None:
         # A TIFF cannot carry names of classes; GDAL and QGIS read them from this file beside it.
@@ -263,10 +277,65 @@ class MapWriter:
         ElementTree.ElementTree(root).write(path, encoding="utf-8")
 
     def _failed(self, error: Exception) -> OutputError:
+        why = getattr(error, "strerror", None) or reason(error)
+        free = shutil.disk_usage(self._journal.folder.parent).free
         return OutputError(
-            f"{self._output} cannot be written ({' '.join(str(error).split())}). "
-            "Is the disk full? Nothing was left behind."
+            f"{self._output} cannot be written ({why}). {free / 2**20:.0f} MiB are free there: make "
+            "room, or choose another place with -o."
         )
+
+
+def _add_tags(element: ElementTree.Element, tags: Mapping[str, str]) -> None:
+    metadata = ElementTree.SubElement(element, "Metadata")
+    for key, value in tags.items():
+        ElementTree.SubElement(metadata, "MDI", key=key).text = value
+
+
+def _statistics(counts: NDArray[np.int64], nodata: int) -> dict[str, str]:
+    """What GDAL would find in the map, from the pixels of each value; nothing without a valid one."""
+    found = {value: int(count) for value, count in enumerate(counts) if count and value != nodata}
+    pixels = sum(found.values())
+    if not pixels:
+        return {}
+    # Whole numbers: the same sums however the map is cut.
+    total = sum(value * count for value, count in found.items())
+    squares = sum(value * value * count for value, count in found.items())
+    return {
+        "STATISTICS_MINIMUM": str(min(found)),
+        "STATISTICS_MAXIMUM": str(max(found)),
+        "STATISTICS_MEAN": f"{total / pixels:.14g}",
+        "STATISTICS_STDDEV": f"{math.sqrt(squares * pixels - total * total) / pixels:.14g}",
+        "STATISTICS_VALID_PERCENT": f"{100 * pixels / int(counts.sum()):.4g}",
+    }
+
+
+def _overviews(cog: Path) -> int:
+    with rasterio.open(cog) as dataset:
+        return len(dataset.overviews(1))
+
+
+def _blocks(cog: Path, **level: int) -> Iterator[NDArray[np.uint8]]:
+    """All of a raster, a row of its blocks at a time."""
+    with rasterio.open(cog, **level) as dataset:
+        for row in range(0, dataset.height, BLOCK):
+            rows = min(BLOCK, dataset.height - row)
+            yield dataset.read(1, window=Window(0, row, dataset.width, rows))
+
+
+def _part_name(part: Part) -> str:
+    return f"part-{part.number:05}.tif"
+
+
+def _encode(pixels: NDArray[Any]) -> bytes:
+    """A small GeoTIFF of ``pixels`` (bands, h, w)."""
+    bands, height, width = pixels.shape
+    with _quiet(), MemoryFile() as memory:
+        with memory.open(
+            driver="GTiff", count=bands, height=height, width=width, dtype=pixels.dtype,
+            compress="deflate", zlevel=1, tiled=True, blockxsize=BLOCK, blockysize=BLOCK,
+        ) as file:  # fmt: skip
+            file.write(pixels)
+        return bytes(memory.getbuffer())
 
 
 def aux_path(raster: Path) -> Path:

@@ -7,9 +7,18 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from geodeploy.blend import Blend, Mosaic, best_class, check_finite, cosine_weights, softmax
+from geodeploy.blend import (
+    Blend,
+    Block,
+    Mosaic,
+    best_class,
+    check_finite,
+    cosine_weights,
+    softmax,
+)
 from geodeploy.errors import ModelError
-from geodeploy.tiles import TileGrid
+from geodeploy.products import ClassMap
+from geodeploy.tiles import Region, TileGrid
 
 BLENDS: tuple[Blend, ...] = ("cosine", "flat", "crop")
 WITHIN = 1e-5
@@ -78,19 +87,26 @@ def mapped(
     *,
     valid: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.uint8]:
-    """The Mosaic's classes, strip by strip; ``tiles`` gives each class's (tile, tile) at a place."""
+    """The Mosaic's classes, block by block; ``tiles`` gives each class's (tile, tile) at a place."""
     if valid is None:
         valid = np.ones((grid.height, grid.width), bool)
-    first = tiles(0, 0)
-    mosaic = Mosaic(grid, list(range(len(first))), blend=blend, nodata=255)
-    strips = []
+    count = len(tiles(0, 0))
+    mosaic = Mosaic(grid, grid.whole, count, blend=blend)
+    classes = ClassMap(range(count), 255)
+    result = np.full((grid.height, grid.width), 99, np.uint8)
     for tile in grid:
         probs = np.stack(tiles(tile.rows.begin, tile.cols.begin)).astype(np.float32)
-        strip = mosaic.add(tile, probs, valid[tile.window.toslices()])
-        if strip is not None:
-            assert strip.row == sum(len(part) for part in strips)
-            strips.append(strip.classes.copy())
-    return np.concatenate(strips)
+        block = mosaic.add(tile, probs, valid[tile.window.toslices()])
+        assert block is not None
+        (result[place_of(block)],) = classes.of(block)
+    assert (result != 99).all()
+    return result
+
+
+def place_of(block: Block) -> tuple[slice, slice]:
+    height, width = block.valid.shape
+    assert block.probs.shape[1:] == (height, width)
+    return np.s_[block.row : block.row + height, block.col : block.col + width]
 
 
 def tile_of(whole: NDArray[np.float32], grid: TileGrid, top: int, left: int) -> NDArray[np.float32]:
@@ -173,16 +189,58 @@ def test_pixels_without_data_are_nodata_and_tiles_without_data_may_be_left_out(b
     whole = random.random((2, 70, 90), np.float32)
     valid = np.zeros((70, 90), bool)
     valid[20:40, 50:] = random.random((20, 40)) > 0.3
-    mosaic = Mosaic(grid, [7, 9], blend=blend, nodata=255)
-    strips = []
+    mosaic = Mosaic(grid, grid.whole, 2, blend=blend)
+    classes = ClassMap([7, 9], 255)
+    found = np.zeros((70, 90), np.uint8)
     for tile in grid:
         inside = valid[tile.window.toslices()]
         stand = tile.rows.begin, tile.cols.begin
         probs = np.stack([tile_of(part, grid, *stand) for part in whole]) if inside.any() else None
-        strip = mosaic.add(tile, probs, inside)
-        strips += [] if strip is None else [strip.classes]
+        block = mosaic.add(tile, probs, inside)
+        assert block is not None
+        (found[place_of(block)],) = classes.of(block)
     expected = np.where(valid, np.where(whole[1] > whole[0], 9, 7), 255)
-    np.testing.assert_array_equal(np.concatenate(strips), expected)
+    np.testing.assert_array_equal(found, expected)
+
+
+def settled(
+    grid: TileGrid, region: Region, blend: Blend, tiles: dict[tuple[int, int], NDArray[np.float32]]
+) -> NDArray[np.float32]:
+    """The means (K, h, w) of a region, NaN where no block has settled them or two blocks have."""
+    window, (classes, *_) = region.window, next(iter(tiles.values())).shape
+    mosaic = Mosaic(grid, region, classes, blend=blend)
+    means = np.full((classes, grid.height, grid.width), np.nan, np.float32)
+    for tile in region:
+        probs = tiles[tile.rows.begin, tile.cols.begin].copy()
+        valid = np.ones((tile.window.height, tile.window.width), bool)
+        block = mosaic.add(tile, probs, valid)
+        if block is not None:
+            area = (slice(None), *place_of(block))
+            means[area] = np.where(np.isnan(means[area]), block.probs, np.nan)
+    rows, cols = window.toslices()
+    assert np.isnan(np.delete(np.delete(means, rows, 1), cols, 2)).all()
+    return means[:, rows, cols]
+
+
+@pytest.mark.parametrize("blend", BLENDS)
+@given(data=st.data(), grid=grids(), seed=st.integers(0, 2**16))
+def test_any_region_is_bit_for_bit_a_cut_of_the_whole(
+    blend: Blend, data: st.DataObject, grid: TileGrid, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    tiles = {
+        (tile.rows.begin, tile.cols.begin): random.random((2, grid.tile, grid.tile), np.float32)
+        for tile in grid
+    }
+    whole = settled(grid, grid.whole, blend, tiles)
+    assert np.isfinite(whole).all()
+    rows, cols = (
+        data.draw(st.lists(st.integers(0, len(spans)), min_size=2, max_size=2, unique=True))
+        for spans in (grid.rows, grid.cols)
+    )
+    region = grid.part(range(min(rows), max(rows)), range(min(cols), max(cols)))
+    part = settled(grid, region, blend, tiles)
+    np.testing.assert_array_equal(part, whole[:, *region.window.toslices()])
 
 
 @given(tile=st.integers(1, 64), overlap=st.integers(0, 63))

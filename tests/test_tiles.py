@@ -79,6 +79,68 @@ def test_tiles_come_row_by_row_and_are_as_many_as_the_grid_says(grid: TileGrid) 
     assert len(set(corners)) == len(corners) == len(grid)
 
 
+@st.composite
+def regions(draw: st.DrawFn) -> tuple[TileGrid, range, range]:
+    grid = draw(grids())
+    rows, cols = (
+        sorted(draw(st.lists(st.integers(0, len(spans)), min_size=2, max_size=2, unique=True)))
+        for spans in (grid.rows, grid.cols)
+    )
+    return grid, range(*rows), range(*cols)
+
+
+@given(regions())
+def test_a_region_has_every_tile_that_adds_to_its_window_and_no_other(
+    drawn: tuple[TileGrid, range, range],
+) -> None:
+    grid, rows, cols = drawn
+    region = grid.part(rows, cols)
+    top, left = region.window.row_off, region.window.col_off
+    bottom, right = top + region.window.height, left + region.window.width
+    needed = [
+        tile
+        for tile in grid
+        if (tile.rows.begin < bottom and tile.rows.stop > top)
+        and (tile.cols.begin < right and tile.cols.stop > left)
+    ]
+    assert list(region) == needed
+    assert len(region) == len(needed)
+
+
+@given(regions())
+def test_the_window_of_a_region_is_what_the_tiles_at_its_places_settle(
+    drawn: tuple[TileGrid, range, range],
+) -> None:
+    grid, rows, cols = drawn
+    window = grid.part(rows, cols).window
+    assert window.row_off == grid.rows[rows[0]].begin
+    assert window.col_off == grid.cols[cols[0]].begin
+    assert window.row_off + window.height == grid.rows[rows[-1]].settled
+    assert window.col_off + window.width == grid.cols[cols[-1]].settled
+
+
+@given(regions())
+def test_the_source_of_a_region_is_the_smallest_window_with_all_that_its_tiles_read(
+    drawn: tuple[TileGrid, range, range],
+) -> None:
+    grid, rows, cols = drawn
+    region = grid.part(rows, cols)
+    read = np.zeros((grid.height, grid.width), bool)
+    for tile in region:
+        read[tile.window.toslices()] = True
+    source = region.source.toslices()
+    assert read[source].all()
+    assert read.sum() == read[source].size
+
+
+@given(grids())
+def test_the_whole_is_a_region_with_every_tile(grid: TileGrid) -> None:
+    window = grid.whole.window
+    assert list(grid.whole) == list(grid)
+    assert (window.row_off, window.col_off) == (0, 0)
+    assert (window.height, window.width) == (grid.height, grid.width)
+
+
 def test_last_tile_slides_back_instead_of_leaving_the_raster() -> None:
     grid = TileGrid(height=256, width=600, tile=256, overlap=32)
     assert [tile.window.col_off for tile in grid] == [0, 224, 344]

@@ -1,22 +1,24 @@
 """What lies outside what the model saw in training is counted and said."""
 
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import rasterio
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from rasterio.windows import Window
 
 from geodeploy import PredictOptions, predict
-from geodeploy.raster import open_raster
-from geodeploy.report import Report
-from geodeploy.unseen import UnseenCount
+from geodeploy.batches import cut_tiles
+from geodeploy.parts import Part, missing_regions, plan_parts
+from geodeploy.raster import Raster, open_raster
+from geodeploy.report import Report, UnseenShare
+from geodeploy.spec import ModelSpec
+from geodeploy.tiles import TileGrid
+from geodeploy.unseen import UnseenCount, sum_unseen
 
 Make = Callable[..., Any]
 MakeRaster = Callable[..., Path]
@@ -39,6 +41,29 @@ def inside(height: int, width: int) -> NDArray[np.float32]:
 def shares(report: Report) -> dict[str, tuple[float, float]]:
     assert report.unseen is not None
     return {item.band: (item.below, item.above) for item in report.unseen}
+
+
+def counted(
+    raster: Raster, spec: ModelSpec, grid: TileGrid, *, columns: int, done: set[int]
+) -> dict[int, list[int] | None]:
+    """What is counted of each part, those that are ``done`` in a run before the others."""
+    parts, sums = plan_parts(grid, columns=columns), {}
+    before: list[list[Part]] = [[part] for part in parts if part.number in done]
+    single = [(grid.part(part.rows, part.cols), [part]) for (part,) in before]
+    for region, missing in [*single, *missing_regions(grid, parts, done)]:
+        count = UnseenCount(raster, spec.bands, region)
+        for cut in cut_tiles(map(raster.read, raster.stripes(region.source)), region):
+            assert count.add(cut) is cut
+        for part in missing:
+            sums[part.number] = count.take(part.window)
+    assert sums.keys() == {part.number for part in parts}
+    return sums
+
+
+def total(spec: ModelSpec, sums: dict[int, list[int] | None]) -> tuple[UnseenShare, ...]:
+    found = sum_unseen(spec.bands, list(sums.values()))
+    assert found is not None
+    return found
 
 
 def test_a_scene_like_the_training_is_mapped_in_silence(
@@ -134,10 +159,11 @@ def test_what_lies_under_nodata_may_be_more_than_float32_holds(
     stored = inside(20, 20).astype(np.float64)
     stored[:, :10] = -1.7e308
     scene = make_raster(tmp_path / "s.tif", stored, names=TWO, nodata=-1.7e308)
+    spec = make_spec(TWO, seen=SEEN)
     with open_raster(scene, band_names=TWO) as raster:
-        count = UnseenCount(raster, make_spec(TWO, seen=SEEN).bands)
-        count.add(raster.read(Window(0, 0, 20, 20)))
-    assert all(item.share == 0 for item in count.shares())
+        sums = counted(raster, spec, TileGrid(20, 20, 16, 4), columns=20, done=set())
+    assert all(item.share == 0 for item in total(spec, sums))
+    assert np.sum(list(sums.values()), axis=0).tolist() == [20 * 10, 0, 0, 0, 0]
 
 
 def test_a_scene_without_a_valid_pixel_has_nothing_outside(
@@ -226,16 +252,17 @@ def test_tiles_batches_and_readers_change_nothing(
     )
 
 
-@given(rows=st.lists(st.integers(1, 400), min_size=1, max_size=8))
-def test_how_the_rows_are_cut_changes_nothing(
-    make_spec: Make, large: tuple[Path, NDArray[np.float32]], rows: list[int]
+@settings(max_examples=10)
+@given(data=st.data(), tile=st.sampled_from([100, 223, 512, 1000]))
+def test_how_the_scene_is_cut_and_what_was_done_before_change_nothing(
+    make_spec: Make, large: tuple[Path, NDArray[np.float32]], data: st.DataObject, tile: int
 ) -> None:
     scene, pixels = large
-    cuts = [0, *(cut for cut in np.cumsum(rows) if cut < HEIGHT), HEIGHT]
+    grid = TileGrid(HEIGHT, WIDTH, tile, data.draw(st.integers(0, tile * 3 // 4), "overlap"))
+    columns = data.draw(st.integers(1, 2 * WIDTH), "columns")
+    count = len(plan_parts(grid, columns=columns))
+    done = data.draw(st.sets(st.integers(0, count - 1), max_size=4), "done")
+    spec = make_spec(TWO, seen=SEEN)
     with open_raster(scene, band_names=TWO) as raster:
-        count = UnseenCount(raster, make_spec(TWO, seen=SEEN).bands)
-        for row, stop in pairwise(cuts):
-            stripe = raster.read(Window(0, row, WIDTH, stop - row))
-            assert count.add(stripe) is stripe
-    (red, nir) = count.shares()
+        red, nir = total(spec, counted(raster, spec, grid, columns=columns, done=done))
     assert (red.below, red.above, nir.below, nir.above) == (0, 0, 0, judged(pixels))

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from geodeploy import PredictOptions, predict
+from geodeploy.batches import Batch, probabilities
 from geodeploy.errors import ModelError
-from geodeploy.predict import Batch, probabilities
 from geodeploy.runtime import open_session
 from geodeploy.spec import ModelSpec
 from geodeploy.tiles import TileGrid

@@ -1,0 +1,109 @@
+"""From stripes of a scene to batches of tiles, and through the model."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geodeploy.blend import check_finite, check_probabilities, softmax
+from geodeploy.raster import Raster, Stripe
+from geodeploy.runtime import Session
+from geodeploy.spec import ModelSpec
+from geodeploy.tiles import Region, Tile
+
+CutTile = tuple[Tile, NDArray[Any], NDArray[np.bool_]]
+"""A tile, its stored values (C, h, w) and its valid pixels (h, w)."""
+
+
+def cut_tiles(stripes: Iterator[Stripe], region: Region) -> Iterator[CutTile]:
+    """The tiles of ``region`` in order, holding only the stripes that the row of tiles needs."""
+    held: deque[Stripe] = deque()
+    for rows in region.rows:
+        while held and held[0].row + held[0].valid.shape[0] <= rows.start:
+            held.popleft()
+        while not held or held[-1].row + held[-1].valid.shape[0] < rows.stop:
+            held.append(next(stripes))
+        for col in region.cols:
+            stored, valid = zip(
+                *(
+                    (
+                        stripe.stored[
+                            :,
+                            max(rows.start - stripe.row, 0) : rows.stop - stripe.row,
+                            col.start - stripe.col : col.stop - stripe.col,
+                        ],
+                        stripe.valid[
+                            max(rows.start - stripe.row, 0) : rows.stop - stripe.row,
+                            col.start - stripe.col : col.stop - stripe.col,
+                        ],
+                    )
+                    for stripe in held
+                ),
+                strict=True,
+            )
+            yield Tile(rows, col), np.concatenate(stored, axis=1), np.concatenate(valid)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Tiles of the grid, in order, those that the model must see stacked."""
+
+    members: list[tuple[Tile, NDArray[np.bool_], int | None]]
+    """Each with its valid pixels and its place in ``pixels``; None for a tile without data."""
+    pixels: NDArray[np.float32]
+    """(size, C, tile, tile) in the spec's units, finite. Reused: take what you need before the next."""
+
+    @property
+    def run(self) -> list[Tile]:
+        """The tiles that the model must see."""
+        return [tile for tile, _, place in self.members if place is not None]
+
+
+def stack_tiles(
+    tiles: Iterable[CutTile], raster: Raster, spec: ModelSpec, *, size: int
+) -> Iterator[Batch]:
+    """Batches of ``size`` tiles to run; tiles without a valid pixel ride along and cost nothing.
+
+    All batches have one shape: the last one's surplus holds what the one before it left there.
+    """
+    fill = np.array([band.mean for band in spec.bands], np.float32).reshape(-1, 1, 1)
+    pixels = np.zeros((size, len(spec.bands), spec.tile, spec.tile), np.float32)
+    members: list[tuple[Tile, NDArray[np.bool_], int | None]] = []
+    used = 0
+    for tile, stored, valid in tiles:
+        if valid.any():
+            values = raster.to_units(stored)
+            if not valid.all():
+                values = np.where(valid, values, fill)
+            below, right = spec.tile - valid.shape[0], spec.tile - valid.shape[1]
+            if below or right:
+                values = np.pad(values, ((0, 0), (0, below), (0, right)), mode="reflect")
+            pixels[used] = values
+            members.append((tile, valid, used))
+            used += 1
+        else:
+            members.append((tile, valid, None))
+        # An empty region must not gather tiles without end either.
+        if used == size or len(members) == 4 * size:
+            yield Batch(members, pixels)
+            members, used = [], 0
+    if members:
+        yield Batch(members, pixels)
+
+
+def probabilities(session: Session, batch: Batch) -> NDArray[np.float32]:
+    """What the model says of each place in ``batch.pixels``: (size, K, tile, tile), summing to 1."""
+    run = batch.run
+    if not run:
+        return np.empty(
+            (0, len(session.spec.classes), session.spec.tile, session.spec.tile), np.float32
+        )
+    outputs = session.run(batch.pixels)[: len(run)]
+    check_finite(outputs, run)
+    if session.spec.output == "logits":
+        return softmax(outputs)
+    check_probabilities(outputs)
+    return outputs

@@ -1,0 +1,352 @@
+"""The parts that a map is made in, and the journal of those that are done.
+
+A part is a band of rows, as wide as the map or, where that would take too much memory, as a panel of
+it. Each is written whole and then noted: whatever ends the process, what is noted is good, and the
+same command goes on from there.
+"""
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Self
+
+from rasterio.windows import Window
+
+from geodeploy.errors import OutputError
+from geodeploy.tiles import Region, TileGrid
+
+log = logging.getLogger(__name__)
+
+_ROWS = 512
+"""Pixels of height from which a part is high enough: what a killed run loses at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One rectangle of the map, by its tiles' places in the grid."""
+
+    number: int
+    rows: range
+    cols: range
+    window: Window
+    """In the raster."""
+
+    @property
+    def pixels(self) -> int:
+        """How many it has."""
+        return int(self.window.height * self.window.width)
+
+
+def plan_parts(grid: TileGrid, *, columns: int) -> list[Part]:
+    """The parts of the map, panel by panel and in each from the top.
+
+    Each panel is as wide as its neighbours, and with what its tiles read beyond it no wider than
+    ``columns``, if that has room for a tile of its own.
+    """
+    down, across = grid.rows, grid.cols
+    height = -(-_ROWS // grid.stride)
+    most = len(across)
+    if grid.width > columns:
+        most = max((columns - grid.overlap) // grid.stride - grid.reach, 1)
+    width = -(-len(across) // -(-len(across) // most))
+    parts: list[Part] = []
+    for left in range(0, len(across), width):
+        cols = range(left, min(left + width, len(across)))
+        for top in range(0, len(down), height):
+            rows = range(top, min(top + height, len(down)))
+            parts.append(Part(len(parts), rows, cols, grid.part(rows, cols).window))
+    return parts
+
+
+def missing_regions(
+    grid: TileGrid, parts: Sequence[Part], done: Collection[int]
+) -> Iterator[tuple[Region, list[Part]]]:
+    """What is still to be mapped: as few regions as there are, each with its parts from the top."""
+    run: list[Part] = []
+    for part in [*parts, None]:
+        follows = part and run and part.cols == run[-1].cols and part.number == run[-1].number + 1
+        if run and (part is None or part.number in done or not follows):
+            yield grid.part(range(run[0].rows.start, run[-1].rows.stop), run[0].cols), run
+            run = []
+        if part is not None and part.number not in done:
+            run.append(part)
+
+
+class Journal:
+    """A folder of parts beside the map, and the list of those that are whole.
+
+    The folder belongs to one job: to the same scene, model and options. One of another job is emptied.
+    Leaving the context by an error keeps a folder that holds a part, and removes one that holds none.
+
+    Args:
+        output: Where the map will lie; the folder is hidden beside it.
+        job: What the map's bytes depend on, by names that the user knows.
+        parts: How many make the map.
+        keep: Whether the parts of a run that ends early are of use to another one.
+
+    Raises:
+        OutputError: the folder cannot be written, or another run writes the same map.
+    """
+
+    def __init__(self, output: Path, job: Mapping[str, str], *, parts: int, keep: bool = True) -> None:
+        self.folder = _folder(output)
+        self.done: dict[int, dict[str, Any]] = {}
+        """What was noted of each part that is whole."""
+        self._output = output
+        self._job = dict(job)
+        self._parts = parts
+        self._keep = keep
+        self._list = self.folder / _LIST
+
+    def __enter__(self) -> Self:
+        try:
+            lock = _lock(self.folder)
+        except OSError as error:
+            raise OutputError(
+                f"The folder {self.folder.parent} cannot be written ({error.strerror}). "
+                "Choose another place with -o."
+            ) from error
+        if lock is None:
+            raise OutputError(
+                f"{self._output} is being written by another run. Wait for it, or choose another place "
+                "with -o."
+            )
+        self._lock = lock
+        try:
+            self._resume()
+        except BaseException as error:
+            if not self._list.exists():
+                self.remove()
+            os.close(lock)
+            if not isinstance(error, OSError):
+                raise
+            raise OutputError(
+                f"The folder {self.folder} for parts of the map cannot be used ({error.strerror}). "
+                "Make room on the disk, or choose another place with -o."
+            ) from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            if not _holds(self.folder, self._lock):  # removed, and perhaps made anew by another run
+                return
+            # An interrupt may have come between the note on the disk and the one in memory.
+            self.done = self._noted() or self.done
+            if self.done and self._keep:
+                with suppress(OSError):
+                    self._tidy()
+                log.warning(
+                    "%s: %d of %d parts kept; the same command goes on from there.",
+                    self._output.name,
+                    len(self.done),
+                    self._parts,
+                )
+            else:
+                self.remove()
+        finally:
+            os.close(self._lock)
+
+    def save(self, number: int, files: Mapping[str, bytes], facts: Mapping[str, Any]) -> None:
+        """Write the ``files`` of part ``number``, then note it with ``facts``: it is whole."""
+        for name, content in files.items():
+            draft = self.folder / f"{name}.draft"
+            draft.write_bytes(content)
+            sync(draft)
+            draft.replace(self.folder / name)
+        digests = {name: sha256(content).hexdigest() for name, content in files.items()}
+        noted = {"part": number, "files": digests, **facts}
+        self._append(noted)
+        self.done[number] = noted
+
+    def note_moving(self, name: str) -> None:
+        """Take down that the map is whole, and ``name`` the last file to be moved out of the folder."""
+        self._append({"moving": name})
+
+    def remove(self) -> None:
+        """Remove the folder: the map is in its place, or nothing of it is."""
+        self.done = {}
+        _remove(self.folder, self._lock)
+
+    def _resume(self) -> None:
+        lines = _read(self._list)
+        found = lines[0].get("job") if lines else None
+        if found == self._job:
+            noted = self._noted()
+            self.done = {number: line for number, line in noted.items() if self._is_whole(line)}
+            if damaged := sorted(noted.keys() - self.done.keys()):
+                log.warning(
+                    "Parts of %s that were done are missing or damaged, and made again: %s.",
+                    self._output.name,
+                    ", ".join(map(str, damaged)),
+                )
+            if self.done:
+                log.info(
+                    "Going on with %s: %d of %d parts done.",
+                    self._output.name,
+                    len(self.done),
+                    self._parts,
+                )
+        elif isinstance(found, dict):
+            changed = [
+                name for name in {**self._job, **found} if found.get(name) != self._job.get(name)
+            ]
+            log.warning(
+                "%s was begun with another %s: starting afresh.",
+                self._output.name,
+                ", another ".join(changed),
+            )
+        elif self._list.exists():
+            log.warning("The journal of %s cannot be read: starting afresh.", self._output.name)
+        self._tidy()
+        self._rewrite()
+
+    def _noted(self) -> dict[int, dict[str, Any]]:
+        lines = _read(self._list)
+        return {line["part"]: line for line in lines if {"part", "files"} <= line.keys()}
+
+    def _is_whole(self, noted: Mapping[str, Any]) -> bool:
+        """Whether the files of a part are as they were when it was noted."""
+        try:
+            return all(
+                sha256((self.folder / name).read_bytes()).hexdigest() == digest
+                for name, digest in noted["files"].items()
+            )
+        except OSError:
+            return False
+
+    def _tidy(self) -> None:
+        """Remove what is no file of a part that is done: drafts, a half-made map."""
+        known = {name for noted in self.done.values() for name in noted["files"]} | {_LIST, _LOCK}
+        for file in self.folder.iterdir():
+            if file.name not in known:
+                file.unlink()
+
+    def _rewrite(self) -> None:
+        # The line that a killed run left half-written would swallow the next.
+        draft = self._list.with_suffix(".draft")
+        lines = [{"job": self._job}, *self.done.values()]
+        draft.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        sync(draft)
+        draft.replace(self._list)
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        with self._list.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+_LIST, _LOCK = "journal.jsonl", "lock"
+
+
+def clear_finished(output: Path) -> None:
+    """Remove the folder of a run that was killed when ``output`` was whole and in its place."""
+    folder = _folder(output)
+    if not (output.exists() and folder.exists()):
+        return
+    with suppress(OSError):
+        lock = _lock(folder)
+        if lock is None:
+            return
+        try:
+            lines = _read(folder / _LIST)
+            moved = lines[-1].get("moving") if lines else None
+            if not lines or (moved and not (folder / moved).exists()):
+                _remove(folder, lock)
+        finally:
+            os.close(lock)
+
+
+def _folder(output: Path) -> Path:
+    return output.absolute().with_name(f".{output.name}.parts")
+
+
+def _lock(folder: Path) -> int | None:
+    """A handle that holds ``folder``, which is made, until it is closed; None if another run does."""
+    while True:
+        folder.mkdir(exist_ok=True)
+        if folder.is_symlink():  # somebody else's doing, and files would be removed where it leads
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        try:
+            handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
+        except FileNotFoundError:  # another run has just removed the folder
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            return None
+        except OSError:  # a file system without locks
+            return handle
+        if _holds(folder, handle):
+            return handle
+        os.close(handle)
+
+
+def _holds(folder: Path, handle: int) -> bool:
+    """Whether ``handle`` is that of the lock in ``folder``, not of one that was removed before."""
+    try:
+        return os.path.samestat((folder / _LOCK).stat(), os.fstat(handle))
+    except FileNotFoundError:
+        return False
+
+
+def _remove(folder: Path, handle: int) -> None:
+    """Remove ``folder``, if ``handle`` holds it: the list first, so that none tells of lost parts."""
+    if not _holds(folder, handle):
+        return
+    with suppress(OSError):
+        (folder / _LIST).unlink(missing_ok=True)
+        for file in folder.iterdir():
+            if file.name != _LOCK:
+                file.unlink()
+        # From here on another run may make the folder its own.
+        (folder / _LOCK).unlink()
+        folder.rmdir()
+
+
+def _read(journal: Path) -> list[dict[str, Any]]:
+    """The whole lines of a journal; what follows a broken one is not trusted."""
+    lines: list[dict[str, Any]] = []
+    with suppress(OSError, ValueError):
+        for text in journal.read_bytes().splitlines():
+            line = json.loads(text)
+            if not isinstance(line, dict):
+                break
+            lines.append(line)
+    return lines
+
+
+def identify(files: Iterable[str], *values: object) -> tuple[str, str]:
+    """The names of a scene's ``files``, and what tells one state of the scene from another.
+
+    That is their bytes and times of change, where they are on a disk, and ``values``.
+    """
+    names, states = [], []
+    for name in sorted(set(files)):
+        path = Path(re.sub(r"^(/vsi(zip|tar|gzip)/)+", "", name))
+        local = [path]
+        if path.is_dir():
+            local = sorted(file for file in path.rglob("*") if file.is_file())
+        elif not path.is_file():  # far away, or within an archive
+            local = [archive for archive in path.parents if archive.is_file()]
+        names.append(str(path.absolute()) if local else name)
+        states += [(file.stat().st_size, file.stat().st_mtime_ns) for file in local]
+    return " ".join(names), sha256(repr((states, values)).encode()).hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Wait until ``path`` is on the disk, so that what is noted of it holds after a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
