@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from geodeploy.batches import cut_tiles, probabilities, stack_tiles
 from geodeploy.blend import cosine_weights
 from geodeploy.errors import RecipeError
-from geodeploy.predict import cut_tiles, probabilities, stack_tiles
 from geodeploy.raster import Raster
 from geodeploy.runtime import Session, open_session
 from geodeploy.spec import ModelSpec
@@ -82,7 +82,7 @@ def map_probabilities(session: Session, raster: Raster) -> NDArray[np.float32]:
     total = np.zeros((len(spec.classes), raster.height, raster.width), np.float32)
     weighed = np.zeros((raster.height, raster.width), np.float32)
     stripes = (raster.read(window) for window in raster.stripes())
-    for batch in stack_tiles(cut_tiles(stripes, grid), raster, spec, size=_BATCH):
+    for batch in stack_tiles(cut_tiles(stripes, grid.whole), raster, spec, size=_BATCH):
         found = probabilities(session, batch)
         for tile, valid, place in batch.members:
             if place is None:
