@@ -2,8 +2,9 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,12 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.features import geometry_mask
 from rasterio.warp import transform as transform_points
-from rasterio.windows import Window
+from rasterio.windows import Window, intersect
 
+from geodeploy.batches import CutTile
+from geodeploy.blend import Block
 from geodeploy.boundaries import Polygon, Ring, read_polygons
+from geodeploy.dataset import WARNINGS
 from geodeploy.errors import AreaError
 from geodeploy.tiles import Span
 
@@ -33,15 +37,39 @@ class Area:
     polygons: list[Polygon]
     """In the raster's CRS."""
 
+    @property
+    def digest(self) -> str:
+        """A short text that another area would not have."""
+        return sha256(repr((self.window, self.polygons)).encode()).hexdigest()[:16]
+
+    def cut(self, block: Block) -> Block | None:
+        """What of ``block`` lies in the window, without data outside the polygons; None for nothing."""
+        height, width = block.valid.shape
+        whole = Window(block.col, block.row, width, height)
+        if not intersect(whole, self.window):
+            return None
+        window = whole.intersection(self.window)
+        row, col = window.row_off - block.row, window.col_off - block.col
+        part = np.s_[row : row + window.height, col : col + window.width]
+        valid = block.valid[part] & self.inside(window)
+        return Block(window.row_off, window.col_off, block.probs[:, *part], valid)
+
+    def needed(self, tiles: Iterable[CutTile]) -> Iterator[CutTile]:
+        """``tiles``, without data those that no pixel of the area lies in: they need not be run."""
+        for tile, stored, valid in tiles:
+            touched = self.inside(tile.window).any()
+            yield tile, stored, valid if touched else np.zeros_like(valid)
+
     def inside(self, window: Window) -> NDArray[np.bool_]:
         """Which pixels of ``window`` of the raster belong to the area, (h, w)."""
         corner = Affine.translation(window.col_off, window.row_off)
-        mask: NDArray[np.bool_] = geometry_mask(
-            [{"type": "Polygon", "coordinates": polygon} for polygon in self.polygons],
-            out_shape=(int(window.height), int(window.width)),
-            transform=self.transform @ corner,
-            invert=True,
-        )
+        with WARNINGS:  # rasterio hides one of its own here, while readers hide others
+            mask: NDArray[np.bool_] = geometry_mask(
+                [{"type": "Polygon", "coordinates": polygon} for polygon in self.polygons],
+                out_shape=(int(window.height), int(window.width)),
+                transform=self.transform @ corner,
+                invert=True,
+            )
         return mask
 
 

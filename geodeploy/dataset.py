@@ -83,7 +83,8 @@ def reading(path: Path | str, window: Window) -> Iterator[None]:
         ) from error
 
 
-_OPENING = threading.Lock()
+WARNINGS = threading.Lock()
+"""Hold it to change which warnings Python shows: the list belongs to the whole process."""
 
 
 def open_quietly(name: str) -> Any:
@@ -96,9 +97,8 @@ def open_quietly(name: str) -> Any:
     remote = rasterio.Env(
         GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR", GDAL_HTTP_MAX_RETRY="3", GDAL_HTTP_RETRY_DELAY="1"
     )
-    # Python's warning filters belong to the whole process, hence the lock.
     with (
-        _OPENING,
+        WARNINGS,
         warnings.catch_warnings(),
         remote if name.startswith(_NETWORK) else nullcontext(),
     ):

@@ -13,7 +13,7 @@ from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
 from geodeploy.dataset import open_dataset, reading
-from geodeploy.errors import LabelError
+from geodeploy.errors import AreaError, LabelError
 from geodeploy.labels import IGNORED, class_positions, ignored_values
 from geodeploy.predict import PredictOptions, Progress, asked_gsd_m, map_scene
 from geodeploy.raster import open_raster
@@ -53,6 +53,8 @@ def evaluate(
         sources = [image, labels, Path(model)]
         check_output(Path(picture), sources, overwrite=True, flag="--picture")
     options = options or PredictOptions()
+    if options.aoi is not None:
+        raise AreaError("A model is scored on all labels: cut the labels to the area instead of --aoi.")
     with (
         tempfile.TemporaryDirectory(prefix="geodeploy-") as folder,
         closing(open_session(Path(model), device=options.device, threads=options.threads)) as session,

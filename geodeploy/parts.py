@@ -20,6 +20,7 @@ from typing import Any, Self
 
 from rasterio.windows import Window
 
+from geodeploy.aoi import places_over
 from geodeploy.errors import OutputError
 from geodeploy.tiles import Region, TileGrid
 
@@ -45,24 +46,27 @@ class Part:
         return int(self.window.height * self.window.width)
 
 
-def plan_parts(grid: TileGrid, *, columns: int) -> list[Part]:
-    """The parts of the map, panel by panel and in each from the top.
+def plan_parts(grid: TileGrid, *, columns: int, within: Window | None = None) -> list[Part]:
+    """The parts of the map, panel by panel and in each from the top; those of ``within`` the raster.
 
     Each panel is as wide as its neighbours, and with what its tiles read beyond it no wider than
     ``columns``, if that has room for a tile of its own.
     """
-    down, across = grid.rows, grid.cols
+    whole = within or Window(0, 0, grid.width, grid.height)
+    down = places_over(grid.rows, whole.row_off, whole.row_off + whole.height)
+    across = places_over(grid.cols, whole.col_off, whole.col_off + whole.width)
     height = -(-_ROWS // grid.stride)
     most = len(across)
-    if grid.width > columns:
+    if grid.part(down, across).source.width > columns:
         most = max((columns - grid.overlap) // grid.stride - grid.reach, 1)
     width = -(-len(across) // -(-len(across) // most))
     parts: list[Part] = []
-    for left in range(0, len(across), width):
-        cols = range(left, min(left + width, len(across)))
-        for top in range(0, len(down), height):
-            rows = range(top, min(top + height, len(down)))
-            parts.append(Part(len(parts), rows, cols, grid.part(rows, cols).window))
+    for left in range(across.start, across.stop, width):
+        cols = range(left, min(left + width, across.stop))
+        for top in range(down.start, down.stop, height):
+            rows = range(top, min(top + height, down.stop))
+            window = grid.part(rows, cols).window.intersection(whole)
+            parts.append(Part(len(parts), rows, cols, window))
     return parts
 
 

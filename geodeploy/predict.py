@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import rasterio
+from affine import Affine
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -33,9 +34,11 @@ from pydantic import (
     PlainValidator,
     PositiveInt,
 )
+from rasterio.windows import Window
 
 from geodeploy import __version__
 from geodeploy.ahead import read_ahead
+from geodeploy.aoi import Area, find_area
 from geodeploy.batches import Batch, cut_tiles, probabilities, stack_tiles
 from geodeploy.blend import Blend, Block, Mosaic
 from geodeploy.derived import DerivedOptions, check_derived, derive
@@ -100,6 +103,9 @@ class PredictOptions(BaseModel):
     """What is added then."""
     gsd: Annotated[Literal["native", "model"] | float, PlainValidator(_gsd)] = "native"
     """Metres a pixel to resample the scene to as it is read; ``model`` takes those of the training."""
+    aoi: str | None = None
+    """The area to map: ``xmin,ymin,xmax,ymax`` in degrees or, after an ``@``, in another CRS; or a file
+    of polygons. Its pixels are those of the whole map. None maps the whole scene."""
     derived: DerivedOptions = DerivedOptions()
     """What to make of the map beside it."""
     overwrite: bool = False
@@ -164,8 +170,8 @@ def predict_scenes(
     with closing(open_session(path, device=options.device, threads=options.threads)) as session:
         if len(scenes) > 1:  # the last one's fault should not show after hours of work on the others
             for scene in scenes:
-                with _opened(scene, session.spec, options):
-                    pass
+                with _opened(scene, session.spec, options) as raster:
+                    _asked_area(raster, options)
         reports = []
         for scene, place in zip(scenes, outputs, strict=True):
             report = map_scene(scene, session, place, options, progress)
@@ -216,20 +222,25 @@ def map_scene(
             log.warning(note)
         overlap = spec.overlap if options.overlap is None else options.overlap
         grid = TileGrid(raster.height, raster.width, spec.tile, overlap)
+        area = _asked_area(raster, options)
+        window = area.window if area else Window(0, 0, raster.width, raster.height)
+        columns = _most_columns(raster, spec, overlap)
+        parts = plan_parts(grid, columns=columns, within=window)
         # Batches of nearly one size: nine tiles at eight a batch are five and four, not eight and one.
-        batch_size = -(-len(grid) // -(-len(grid) // options.batch))
-        parts = plan_parts(grid, columns=_most_columns(raster, spec, overlap))
-        job = _job(session, raster, options, overlap, parts)
+        tiles = sum(len(part.rows) * len(part.cols) for part in parts)
+        batch_size = -(-tiles // -(-tiles // options.batch))
+        job = _job(session, raster, options, overlap, parts, area)
         # An array in memory is gone with the run.
         with Journal(output, job, parts=len(parts), keep=keep and bool(raster.files())) as journal:
             writer = MapWriter(
                 output,
                 journal=journal,
                 parts=parts,
-                height=raster.height,
-                width=raster.width,
+                corner=(window.row_off, window.col_off),
+                height=window.height,
+                width=window.width,
                 crs=raster.crs,
-                transform=raster.transform,
+                transform=raster.transform @ Affine.translation(window.col_off, window.row_off),
                 classes=spec.classes,
                 product=ClassMap(spec.class_values, spec.nodata),
             )
@@ -240,22 +251,27 @@ def map_scene(
             with closing(read_ahead(read, windows, workers=options.readers, ahead=_AHEAD)) as stripes:
                 for region, missing in regions:
                     unseen = UnseenCount(raster, spec.bands, region)
-                    tiles = map(unseen.add, cut_tiles(stripes, region))
-                    batches = stack_tiles(tiles, raster, spec, size=batch_size)
+                    cut = cut_tiles(stripes, region)
+                    counted = map(unseen.add, area.needed(cut) if area else cut)
+                    batches = stack_tiles(counted, raster, spec, size=batch_size)
                     mosaic = Mosaic(grid, region, len(spec.classes), blend=options.blend)
-                    for block in _run(batches, session, mosaic, stages):
+                    for settled in _run(batches, session, mosaic, stages):
+                        block = area.cut(settled) if area else settled
                         with stages.write:
-                            if not writer.add(missing[0], block):
+                            if block is None or not writer.add(missing[0], block):
                                 continue
                             part = missing.pop(0)
-                            writer.save(part, {"unseen": unseen.take(part.window)})
+                            writer.save(
+                                part, {"unseen": unseen.take(grid.part(part.rows, part.cols).window)}
+                            )
                         if progress:
                             done = sum(parts[number].pixels for number in journal.done)
-                            progress(done // raster.width, raster.height)
+                            total = sum(part.pixels for part in parts)
+                            progress(done * window.height // total, window.height)
             unseen_shares = sum_unseen(spec.bands, [noted["unseen"] for noted in journal.done.values()])
             counts = writer.counts()
             with stages.write:
-                writer.finish(_tags(session, raster, options, overlap, unseen_shares))
+                writer.finish(_tags(session, raster, options, overlap, unseen_shares, area))
     seconds = time.perf_counter() - begun
     gsd_m = ground_sample_distance_m(raster.crs, raster.transform)
     valid_pixels = int(counts[spec.class_values].sum())
@@ -273,10 +289,10 @@ def map_scene(
         runtime=session.name,
         device=session.device,
         precision=session.precision,
-        height=raster.height,
-        width=raster.width,
+        height=window.height,
+        width=window.width,
         valid_pixels=valid_pixels,
-        nodata_pixels=int(counts[spec.nodata]),
+        nodata_pixels=window.height * window.width - valid_pixels,
         tile=spec.tile,
         overlap=overlap,
         blend=options.blend,
@@ -285,7 +301,7 @@ def map_scene(
         tiles_skipped=stages.tiles_skipped,
         pixels_kept=kept,
         seconds=seconds,
-        pixels_per_s=(raster.height * raster.width - kept) / seconds,
+        pixels_per_s=(window.height * window.width - kept) / seconds,
         peak_memory_bytes=peak_memory_bytes(),
         busy=BusyShares(
             read=stages.read.seconds / options.readers / seconds,
@@ -342,7 +358,12 @@ _INDIFFERENT = {"overwrite", "batch", "device", "readers", "threads"}
 
 
 def _job(
-    session: Session, raster: Raster, options: PredictOptions, overlap: int, parts: Sequence[Part]
+    session: Session,
+    raster: Raster,
+    options: PredictOptions,
+    overlap: int,
+    parts: Sequence[Part],
+    area: Area | None,
 ) -> dict[str, str]:
     """All that the bytes of the map depend on, by the words that tell the user what has changed."""
     # Viewers leave statistics and overviews beside a scene; what else they may hold is looked at below.
@@ -359,6 +380,7 @@ def _job(
         "device": session.device,
         "runtime": session.name,
         **{f"--{name}": json.dumps(value) for name, value in given.items()},
+        "area": area.digest if area else "",
         "version of geodeploy": f"{__version__} {sha256(places.encode()).hexdigest()}",
     }
 
@@ -388,6 +410,19 @@ def _opened(source: Path, spec: ModelSpec, options: PredictOptions) -> Iterator[
     ) as raster:
         check_range(raster, spec.bands)
         yield raster
+
+
+def _asked_area(raster: Raster, options: PredictOptions) -> Area | None:
+    if options.aoi is None:
+        return None
+    return find_area(
+        options.aoi,
+        crs=raster.crs,
+        transform=raster.transform,
+        height=raster.height,
+        width=raster.width,
+        scene=raster.name,
+    )
 
 
 def _resolution_notes(raster: Raster, spec: ModelSpec) -> Iterator[str]:
@@ -420,6 +455,7 @@ def _tags(
     options: PredictOptions,
     overlap: int,
     unseen: Sequence[UnseenShare] | None,
+    area: Area | None,
 ) -> dict[str, str]:
     """What made the map. No time, path or machine: the same job gives the same bytes."""
     spec = session.spec
@@ -437,6 +473,7 @@ def _tags(
         "GEODEPLOY_SCALE": repr(options.scale),
         "GEODEPLOY_OFFSET": repr(options.offset),
         "GEODEPLOY_GSD": str(options.gsd),
+        "GEODEPLOY_AOI": area.digest if area else "none",
         "GEODEPLOY_CLASSES": "; ".join(f"{item.value} {item.name}" for item in spec.classes),
         "GEODEPLOY_LICENCE": spec.licence,
         "GEODEPLOY_UNSEEN": _unseen_tag(unseen),

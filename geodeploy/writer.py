@@ -98,6 +98,7 @@ class MapWriter:
         output: Where the map goes.
         journal: Holds the parts, those of an earlier run too.
         parts: All parts of the map.
+        corner: Row and column of the raster that the map begins with.
         height: Rows of the map.
         width: Columns of the map.
         crs: None for a map without one.
@@ -118,11 +119,13 @@ class MapWriter:
         transform: Affine,
         classes: Sequence[SegmentationClass],
         product: Product,
+        corner: tuple[int, int] = (0, 0),
     ) -> None:
         self._output = output
         self._journal = journal
         self._parts = parts
         self._height, self._width = height, width
+        self._corner = corner
         self._crs, self._transform = crs, transform
         self._classes = classes
         self._product = product
@@ -248,7 +251,8 @@ class MapWriter:
             ElementTree.SubElement(source, "SourceBand").text = "1"
             ElementTree.SubElement(source, "SrcRect", xOff="0", yOff="0", xSize=width, ySize=height)
             ElementTree.SubElement(
-                source, "DstRect", xOff=str(window.col_off), yOff=str(window.row_off), xSize=width,
+                source, "DstRect", xOff=str(window.col_off - self._corner[1]),
+                yOff=str(window.row_off - self._corner[0]), xSize=width,
                 ySize=height,
             )  # fmt: skip
         ElementTree.ElementTree(root).write(path, encoding="utf-8")

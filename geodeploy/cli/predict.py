@@ -53,6 +53,13 @@ def predict(
             metavar="native|model|METRES", help="Resample the scene as it is read. [default: native]"
         ),
     ] = None,
+    aoi: Annotated[
+        str | None,
+        typer.Option(
+            metavar="AREA",
+            help="Map an area alone: xmin,ymin,xmax,ymax[@CRS] or a GeoJSON or GeoPackage file.",
+        ),
+    ] = None,
     polygons: Annotated[
         Path | None,
         typer.Option(
@@ -111,6 +118,7 @@ def predict(
         scale=scale,
         offset=offset,
         gsd=gsd,
+        aoi=aoi,
     )
     with progress_bar() as progress:
         reports = predict_scenes(scenes, model, output, options=options, progress=progress)

@@ -137,6 +137,7 @@ def place(make_model: Make, make_raster: Make, tmp_path_factory: pytest.TempPath
         ("scene.tif --scale nan", "--scale nan: ", ""),
         ("scene.tif --offset inf", "--offset inf: ", "finite number"),
         ("scene.tif --gsd wide", "--gsd wide: ", "metres above 0"),
+        ("scene.tif --aoi gone.gpkg", "gone.gpkg is neither a file nor a box", "GeoJSON"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(

@@ -1,0 +1,118 @@
+"""Maps of an area: a cut of the whole map, pixel by pixel."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from rio_cogeo.cogeo import cog_validate
+
+from geodeploy import PredictOptions, evaluate, predict, predict_scenes
+from geodeploy.errors import AreaError
+
+SIX = ["blue", "green", "red", "nir", "swir16", "swir22"]
+HEIGHT, WIDTH = 700, 430
+CRS = "EPSG:32616"
+
+
+@pytest.fixture(scope="module")
+def whole(
+    make_model: Callable[..., Any],
+    make_raster: Callable[..., Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Any, Path, Any, Path]:
+    """A model that looks around itself, a scene, its whole map, and a folder to map areas in."""
+    place = tmp_path_factory.mktemp("whole")
+    model = make_model(place / "model.onnx", kernels=(3, 3))
+    pixels = np.random.default_rng(1).uniform(0, 0.6, (6, HEIGHT, WIDTH)).astype(np.float32)
+    pixels[:, 300:340, :200] = np.nan
+    transform = Affine(30, 0, 5e5, 0, -30, 4e6)
+    scene = make_raster(place / "scene.tif", pixels, transform=transform)
+    predict(scene, model.path, place / "map.tif")
+    with rasterio.open(place / "map.tif") as dataset:
+        return model, scene, dataset.read(1), place
+
+
+def box(top: int, left: int, bottom: int, right: int) -> str:
+    """Pixels ``top`` to ``bottom``, ``left`` to ``right`` of the scene."""
+    return f"{5e5 + 30 * left},{4e6 - 30 * bottom},{5e5 + 30 * right},{4e6 - 30 * top}@{CRS}"
+
+
+@settings(max_examples=12, phases=[Phase.generate])
+@given(data=st.data(), blend=st.sampled_from(["cosine", "flat", "crop"]))
+def test_the_map_of_a_box_is_a_cut_of_the_whole_map(
+    whole: Any, data: st.DataObject, blend: Any
+) -> None:
+    model, scene, expected, place = whole
+    top, left = data.draw(st.integers(0, HEIGHT - 1)), data.draw(st.integers(0, WIDTH - 1))
+    bottom, right = data.draw(st.integers(top + 1, HEIGHT)), data.draw(st.integers(left + 1, WIDTH))
+    if blend != "cosine":
+        path = place / f"{blend}.tif"
+        if not path.exists():
+            predict(scene, model.path, path, options=PredictOptions(blend=blend))
+        with rasterio.open(path) as dataset:
+            expected = dataset.read(1)
+    options = PredictOptions(aoi=box(top, left, bottom, right), blend=blend, overwrite=True)
+    report = predict(scene, model.path, place / "cut.tif", options=options)
+    with rasterio.open(place / "cut.tif") as dataset:
+        np.testing.assert_array_equal(dataset.read(1), expected[top:bottom, left:right])
+        corner = Affine(30, 0, 5e5 + 30 * left, 0, -30, 4e6 - 30 * top)
+        assert dataset.transform.almost_equals(corner, 1e-9)
+    assert (report.height, report.width) == (bottom - top, right - left)
+    assert report.valid_pixels + report.nodata_pixels == report.height * report.width
+
+
+def test_polygons_cut_the_map_and_spare_the_tiles_between_them(whole: Any, tmp_path: Path) -> None:
+    model, scene, expected, _ = whole
+    corners = [(10, 10, 60, 70), (620, 380, 690, 425)]
+    shapes = []
+    for top, left, bottom, right in corners:
+        x, y = [5e5 + 30 * col for col in (left, right)], [4e6 - 30 * row for row in (top, bottom)]
+        shapes.append([[[x[0], y[0]], [x[1], y[0]], [x[1], y[1]], [x[0], y[1]], [x[0], y[0]]]])
+    document = {"type": "MultiPolygon", "coordinates": shapes, "crs": {"properties": {"name": CRS}}}
+    (tmp_path / "a.geojson").write_text(json.dumps(document))
+    options = PredictOptions(aoi=str(tmp_path / "a.geojson"))
+    report = predict(scene, model.path, tmp_path / "map.tif", options=options)
+    judge = np.full((HEIGHT, WIDTH), 255, np.uint8)
+    for top, left, bottom, right in corners:
+        judge[top:bottom, left:right] = expected[top:bottom, left:right]
+    with rasterio.open(tmp_path / "map.tif") as dataset:
+        np.testing.assert_array_equal(dataset.read(1), judge[10:690, 10:425])
+    assert report.tiles_run <= 4 + 9
+    assert report.tiles_skipped > 50
+    assert cog_validate(tmp_path / "map.tif", quiet=True)[0]
+
+
+def test_a_small_area_of_a_large_scene_runs_few_tiles(whole: Any, tmp_path: Path) -> None:
+    model, scene, _, _ = whole
+    options = PredictOptions(aoi=box(330, 300, 350, 310))
+    report = predict(scene, model.path, tmp_path / "map.tif", options=options)
+    assert report.tiles_run <= 4
+    assert report.batch <= 9
+
+
+def test_an_area_is_taken_on_the_grid_of_the_size_asked_for(whole: Any, tmp_path: Path) -> None:
+    model, scene, _, _ = whole
+    predict(scene, model.path, tmp_path / "all.tif", options=PredictOptions(gsd=60))
+    options = PredictOptions(gsd=60, aoi=box(100, 100, 300, 200))
+    predict(scene, model.path, tmp_path / "map.tif", options=options)
+    with rasterio.open(tmp_path / "all.tif") as all_, rasterio.open(tmp_path / "map.tif") as map_:
+        np.testing.assert_array_equal(map_.read(1), all_.read(1)[50:150, 50:100])
+
+
+def test_an_area_that_does_not_lie_on_a_scene_is_refused_before_any_work(
+    whole: Any, real_scene: Path, tmp_path: Path
+) -> None:
+    model, scene, _, _ = whole
+    options = PredictOptions(aoi=box(0, 0, 10, 10))
+    with pytest.raises(AreaError, match=r"does not lie on landsat8_cloudy\.tif"):
+        predict_scenes([scene, real_scene], model.path, tmp_path, options=options)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(AreaError, match="cut the labels"):
+        evaluate(model.path, scene, scene, options=options)
