@@ -353,7 +353,7 @@ def _most_columns(raster: Raster, spec: ModelSpec, overlap: int) -> int:
     return PANEL_BYTES // (stripes + 4 * len(spec.classes) * overlap)
 
 
-_INDIFFERENT = {"overwrite", "batch", "device", "readers", "threads"}
+_INDIFFERENT = {"overwrite", "batch", "device", "derived", "readers", "threads"}
 """Options that change no byte of the map. The device that was used does, and is looked at itself."""
 
 
