@@ -140,7 +140,7 @@ def clean_raster(source: Path, target: Path, options: CleanOptions) -> tuple[NDA
         ):  # fmt: skip
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             tags = {name: value for name, value in dataset.tags().items() if name not in _OF_COG}
-            file.update_tags(**tags, **options.tags)
+            file.update_tags(**(tags | options.tags))
             if dataset.descriptions[0]:
                 file.set_band_description(1, dataset.descriptions[0])
             if dataset.colorinterp[0] == rasterio.enums.ColorInterp.palette:

@@ -41,8 +41,10 @@ from geodeploy.ahead import read_ahead
 from geodeploy.aoi import Area, find_area
 from geodeploy.batches import Batch, cut_tiles, probabilities, stack_tiles
 from geodeploy.blend import Blend, Block, Mosaic
+from geodeploy.clean import CleanOptions, clean_raster
 from geodeploy.derived import DerivedOptions, check_derived, derive
 from geodeploy.errors import GridError, OutputError
+from geodeploy.filters import Side, Size
 from geodeploy.machine import Stopwatch, peak_memory_bytes
 from geodeploy.parts import Journal, Part, clear_finished, identify, missing_regions, plan_parts
 from geodeploy.products import ClassMap
@@ -106,6 +108,10 @@ class PredictOptions(BaseModel):
     aoi: str | None = None
     """The area to map: ``xmin,ymin,xmax,ymax`` in degrees or, after an ``@``, in another CRS; or a file
     of polygons. Its pixels are those of the whole map. None maps the whole scene."""
+    smooth: Side | None = None
+    """Each pixel takes the majority of a square of so many pixels, an odd number up to 255."""
+    sieve: Size | None = None
+    """Regions of fewer pixels than this, up to 1000, take the class with the longest common border."""
     derived: DerivedOptions = DerivedOptions()
     """What to make of the map beside it."""
     overwrite: bool = False
@@ -229,6 +235,7 @@ def map_scene(
         # Batches of nearly one size: nine tiles at eight a batch are five and four, not eight and one.
         tiles = sum(len(part.rows) * len(part.cols) for part in parts)
         batch_size = -(-tiles // -(-tiles // options.batch))
+        cleaning = CleanOptions(smooth=options.smooth, sieve=options.sieve)
         job = _job(session, raster, options, overlap, parts, area)
         # An array in memory is gone with the run.
         with Journal(output, job, parts=len(parts), keep=keep and bool(raster.files())) as journal:
@@ -243,6 +250,7 @@ def map_scene(
                 transform=raster.transform @ Affine.translation(window.col_off, window.row_off),
                 classes=spec.classes,
                 product=ClassMap(spec.class_values, spec.nodata),
+                clean=(lambda joined, to: clean_raster(joined, to, cleaning)[0]) if cleaning else None,
             )
             kept = sum(parts[number].pixels for number in journal.done)
             regions = list(missing_regions(grid, parts, journal.done))
@@ -269,9 +277,10 @@ def map_scene(
                             total = sum(part.pixels for part in parts)
                             progress(done * window.height // total, window.height)
             unseen_shares = sum_unseen(spec.bands, [noted["unseen"] for noted in journal.done.values()])
-            counts = writer.counts()
+            tags = _tags(session, raster, options, overlap, unseen_shares, area)
             with stages.write:
-                writer.finish(_tags(session, raster, options, overlap, unseen_shares, area))
+                writer.finish(tags | (cleaning.tags if cleaning else {}))
+            counts = writer.counts()
     seconds = time.perf_counter() - begun
     gsd_m = ground_sample_distance_m(raster.crs, raster.transform)
     valid_pixels = int(counts[spec.class_values].sum())

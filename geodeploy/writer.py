@@ -4,7 +4,7 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,7 @@ class MapWriter:
         transform: From pixel corner to CRS.
         classes: Their values, names and colours.
         product: What is written of the probabilities.
+        clean: Given the joined map and where to write it clean; the pixels of each value, (256,).
     """
 
     def __init__(
@@ -120,6 +121,7 @@ class MapWriter:
         classes: Sequence[SegmentationClass],
         product: Product,
         corner: tuple[int, int] = (0, 0),
+        clean: Callable[[Path, Path], NDArray[np.int64]] | None = None,
     ) -> None:
         self._output = output
         self._journal = journal
@@ -129,6 +131,8 @@ class MapWriter:
         self._crs, self._transform = crs, transform
         self._classes = classes
         self._product = product
+        self._clean = clean
+        self._counts: NDArray[np.int64] | None = None
         self._canvas: NDArray[Any] | None = None
         self._filled = 0
 
@@ -160,7 +164,9 @@ class MapWriter:
             raise self._failed(error) from error
 
     def counts(self) -> NDArray[np.int64]:
-        """Pixels of each value in the parts that are done, (256,)."""
+        """Pixels of each value, (256,): in the parts that are done; in the map once it is whole."""
+        if self._counts is not None:
+            return self._counts
         noted = [facts["counts"] for facts in self._journal.done.values()]
         total: NDArray[np.int64] = np.sum(np.array(noted, np.int64), axis=0)
         return total
@@ -176,7 +182,11 @@ class MapWriter:
         folder = self._journal.folder
         joined, cog, names = folder / "map.vrt", folder / "map.tif", folder / "map.tif.aux.xml"
         try:
-            self._join(joined, tags)
+            self._join(joined, tags, {_part_name(part): part.window for part in self._parts})
+            self._counts = self.counts()  # of the parts, which go with the journal
+            if self._clean is not None:
+                self._counts = self._clean(joined, folder / "clean.tif")
+                self._join(joined, tags, {"clean.tif": Window(0, 0, self._width, self._height)})
             self._make_cog(joined, cog)
             self._finish_aux(names)
             sync(names)
@@ -219,7 +229,7 @@ class MapWriter:
         if (counts != self.counts()).any():
             raise self._failed(OSError("what was written reads otherwise"))
 
-    def _join(self, path: Path, tags: Mapping[str, str]) -> None:
+    def _join(self, path: Path, tags: Mapping[str, str], files: Mapping[str, Window]) -> None:
         """One raster of all parts, with colours and tags: a COG takes them from what it is made of."""
         root = ElementTree.Element(
             "VRTDataset", rasterXSize=str(self._width), rasterYSize=str(self._height)
@@ -243,11 +253,10 @@ class MapWriter:
             cells = map(str, colours.get(number, absent))
             entry = dict(zip(("c1", "c2", "c3", "c4"), cells, strict=True))
             ElementTree.SubElement(table, "Entry", entry)
-        for part in self._parts:
-            window = part.window
+        for name, window in files.items():
             height, width = str(window.height), str(window.width)
             source = ElementTree.SubElement(band, "SimpleSource")
-            ElementTree.SubElement(source, "SourceFilename", relativeToVRT="1").text = _part_name(part)
+            ElementTree.SubElement(source, "SourceFilename", relativeToVRT="1").text = name
             ElementTree.SubElement(source, "SourceBand").text = "1"
             ElementTree.SubElement(source, "SrcRect", xOff="0", yOff="0", xSize=width, ySize=height)
             ElementTree.SubElement(

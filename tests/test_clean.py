@@ -13,7 +13,7 @@ from geodeploy.classmap import open_class_map
 from geodeploy.clean import CleanOptions, clean_map
 from geodeploy.errors import OutputError, SourceError
 from geodeploy.filters import sieve_bands, smooth_bands
-from geodeploy.predict import predict
+from geodeploy.predict import PredictOptions, predict
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +62,12 @@ def test_the_same_job_gives_the_same_bytes(real_map: Path, tmp_path: Path) -> No
     assert (tmp_path / "one.tif").read_bytes() == (tmp_path / "two.tif").read_bytes()
 
 
+def test_a_clean_map_can_be_cleaned_again(real_map: Path, tmp_path: Path) -> None:
+    clean_map(real_map, tmp_path / "one.tif", options=CleanOptions(sieve=5))
+    report = clean_map(tmp_path / "one.tif", tmp_path / "two.tif", options=CleanOptions(sieve=5))
+    assert report.pixels_changed == 0
+
+
 def test_a_map_that_breaks_off_leaves_nothing(real_map: Path, tmp_path: Path) -> None:
     whole = real_map.read_bytes()
     (tmp_path / "map.tif").write_bytes(whole[: len(whole) - len(whole) // 8])
@@ -81,3 +87,26 @@ def test_a_map_is_not_cleaned_in_place(real_map: Path) -> None:
 def test_what_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         CleanOptions(**wrong)
+
+
+@pytest.mark.parametrize("options", [{"smooth": 5}, {"sieve": 12}, {"smooth": 3, "sieve": 20}])
+def test_predict_cleans_before_it_writes(
+    real_map: Path, real_scene: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    report = predict(real_scene, output=tmp_path / "map.tif", options=PredictOptions(**options))
+    clean_map(real_map, tmp_path / "later.tif", options=CleanOptions(**options))
+    with rasterio.open(tmp_path / "map.tif") as one, rasterio.open(tmp_path / "later.tif") as other:
+        values = one.read(1)
+        assert (values == other.read(1)).all()
+        assert one.overviews(1) == other.overviews(1)
+        assert one.colormap(1) == other.colormap(1)
+        ours = {name: value for name, value in other.tags().items() if "GEODEPLOY" in name}
+        assert ours.items() <= one.tags().items()
+        found, expected = one.tags(1), other.tags(1)
+        for name in ("STATISTICS_MINIMUM", "STATISTICS_MAXIMUM", "STATISTICS_MEAN"):
+            assert float(found[name]) == pytest.approx(float(expected[name]))
+    assert cog_validate(tmp_path / "map.tif")[0]
+    assert [item.pixels for item in report.classes] == [
+        (values == item.value).sum() for item in report.classes
+    ]
+    assert not list(tmp_path.glob(".*"))

@@ -60,6 +60,13 @@ def predict(
             help="Map an area alone: xmin,ymin,xmax,ymax[@CRS] or a GeoJSON or GeoPackage file.",
         ),
     ] = None,
+    smooth: Annotated[
+        int | None, typer.Option(metavar="N", help="Take the majority of N x N pixels; N is odd.")
+    ] = None,
+    sieve: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Give regions of fewer than N pixels to their neighbours."),
+    ] = None,
     polygons: Annotated[
         Path | None,
         typer.Option(
@@ -108,6 +115,8 @@ def predict(
     )
     options = with_defaults(
         PredictOptions,
+        smooth=smooth,
+        sieve=sieve,
         derived=derived,
         overwrite=overwrite or None,
         overlap=overlap,
