@@ -364,6 +364,8 @@ def _most_columns(raster: Raster, spec: ModelSpec, overlap: int) -> int:
 
 _INDIFFERENT = {"overwrite", "batch", "device", "derived", "readers", "threads"}
 """Options that change no byte of the map. The device that was used does, and is looked at itself."""
+_RESOLVED = {"scale", "offset"}
+"""Options that are looked at together with what the file says."""
 
 
 def _job(
@@ -377,20 +379,23 @@ def _job(
     """All that the bytes of the map depend on, by the words that tell the user what has changed."""
     # Viewers leave statistics and overviews beside a scene; what else they may hold is looked at below.
     files = [name for name in raster.files() if not name.endswith((".aux.xml", ".ovr"))]
-    values = raster.scales.tolist(), raster.offsets.tolist(), [layer.nodata for layer in raster.layers]
-    scene, state = identify(files, values)
+    scene, state = identify(files, [layer.nodata for layer in raster.layers])
     places = repr([part.window.flatten() for part in parts])
-    given = options.model_dump(exclude=_INDIFFERENT) | {"overlap": overlap, "bands": raster.indexes}
+    given = options.model_dump(exclude=_INDIFFERENT | _RESOLVED)
+    given |= {"overlap": overlap, "bands": raster.indexes}
     return {
         "scene": scene,
         "state of the scene": state,
+        "scale": json.dumps(raster.scales.tolist()),
+        "offset": json.dumps(raster.offsets.tolist()),
         "model": session.sha256,
         "description of the model": sha256(session.spec.to_json().encode()).hexdigest(),
         "device": session.device,
         "runtime": session.name,
         **{f"--{name}": json.dumps(value) for name, value in given.items()},
         "area": area.digest if area else "",
-        "version of geodeploy": f"{__version__} {sha256(places.encode()).hexdigest()}",
+        "version of geodeploy": __version__,
+        "division into parts": sha256(places.encode()).hexdigest(),
     }
 
 

@@ -487,11 +487,11 @@ def test_what_changes_no_byte_goes_on(job: Job, tmp_path: Path) -> None:
         ("behind a VRT", "state of the scene"),
         ("another scene", "scene, another state of the scene"),
         ("description", "model, another description of the model"),
-        ("overlap", "--overlap, another version of geodeploy"),
+        ("overlap", "--overlap, another division into parts"),
         ("blend", "--blend"),
         ("bands", "--bands"),
-        ("scale", "state of the scene, another --scale"),
-        ("offset", "state of the scene, another --offset"),
+        ("scale", "scale"),
+        ("offset", "offset"),
     ],
 )
 def test_what_changes_the_map_starts_afresh_and_is_named(
