@@ -54,7 +54,7 @@ class Batch:
     members: list[tuple[Tile, NDArray[np.bool_], int | None]]
     """Each with its valid pixels and its place in ``pixels``; None for a tile without data."""
     pixels: NDArray[np.float32]
-    """(size, C, tile, tile) in the spec's units, finite. Reused: take what you need before the next."""
+    """(size, C, tile, tile) in the spec's units, finite."""
 
     @property
     def run(self) -> list[Tile]:
@@ -67,10 +67,11 @@ def stack_tiles(
 ) -> Iterator[Batch]:
     """Batches of ``size`` tiles to run; tiles without a valid pixel ride along and cost nothing.
 
-    All batches have one shape: the last one's surplus holds what the one before it left there.
+    All batches have one shape, so that no runtime plans anew: the last one's surplus is zeros.
     """
     fill = np.array([band.mean for band in spec.bands], np.float32).reshape(-1, 1, 1)
-    pixels = np.zeros((size, len(spec.bands), spec.tile, spec.tile), np.float32)
+    shape = (size, len(spec.bands), spec.tile, spec.tile)
+    pixels = np.zeros(shape, np.float32)
     members: list[tuple[Tile, NDArray[np.bool_], int | None]] = []
     used = 0
     for tile, stored, valid in tiles:
@@ -90,6 +91,7 @@ def stack_tiles(
         if used == size or len(members) == 4 * size:
             yield Batch(members, pixels)
             members, used = [], 0
+            pixels = np.zeros(shape, np.float32)  # the model may still be at work on the last ones
     if members:
         yield Batch(members, pixels)
 

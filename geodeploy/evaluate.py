@@ -13,9 +13,10 @@ from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
 from geodeploy.dataset import open_dataset, reading
+from geodeploy.engine import asked_gsd_m, map_scene
 from geodeploy.errors import AreaError, LabelError
 from geodeploy.labels import IGNORED, class_positions, ignored_values
-from geodeploy.predict import PredictOptions, Progress, asked_gsd_m, map_scene
+from geodeploy.options import PredictOptions, Progress
 from geodeploy.raster import open_raster
 from geodeploy.runtime import open_session
 from geodeploy.scores import Scores, confusion_matrix

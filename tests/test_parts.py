@@ -856,8 +856,7 @@ def test_panels_parts_batches_threads_and_blocks_change_no_byte_of_the_map(
         threads=data.draw(st.integers(1, 3), "threads"),
     )
     with pytest.MonkeyPatch.context() as patched:
-        # geodeploy.predict is the function; the module of that name is behind it.
-        patched.setattr(sys.modules["geodeploy.predict"], "PANEL_BYTES", panel_bytes)
+        patched.setattr("geodeploy.engine.PANEL_BYTES", panel_bytes)
         patched.setattr("geodeploy.parts._ROWS", part_rows)
         patched.setattr("geodeploy.raster._STRIPE_ROWS", data.draw(st.integers(1, 64), "stripe"))
         stop = data.draw(st.integers(1, 20), "stop")

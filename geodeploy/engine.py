@@ -1,0 +1,411 @@
+"""Map a scene: read stripes ahead, cut tiles, run the model, blend, write. The main flow.
+
+Memory does not depend on the scene's height. Beyond the model's own session it is about
+
+    stripes   (tile + 4 x 256) rows x width x (bands x bytes a stored value + 1 for validity);
+              four of the file's own blocks where those are taller than 256 rows
+    seams     classes x overlap x width x 4
+    batches   3 x batch x tile² x (bands + 2 x classes) x 4: one is stacked, one runs, one is blended
+    map       about 512 rows x width, twice
+    GDAL      its block cache, 16 MiB
+
+The width is the scene's, or that of a panel: stripes and seams together stay below `PANEL_BYTES`.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from affine import Affine
+from numpy.typing import NDArray
+from rasterio.windows import Window
+
+from geodeploy import __version__
+from geodeploy.ahead import read_ahead
+from geodeploy.aoi import Area, find_area
+from geodeploy.batches import Batch, cut_tiles, probabilities, stack_tiles
+from geodeploy.blend import Block, Mosaic
+from geodeploy.clean import CleanOptions, clean_raster
+from geodeploy.errors import GridError
+from geodeploy.machine import Stopwatch, peak_memory_bytes
+from geodeploy.options import PredictOptions, Progress
+from geodeploy.parts import Journal, Part, identify, missing_regions, plan_parts
+from geodeploy.products import ClassMap
+from geodeploy.raster import Raster, check_range, ground_sample_distance_m, open_raster
+from geodeploy.report import BusyShares, ClassArea, Report, UnseenShare
+from geodeploy.runtime import Session
+from geodeploy.spec import ModelSpec
+from geodeploy.tiles import TileGrid
+from geodeploy.unseen import UnseenCount, sum_unseen
+from geodeploy.writer import MapWriter
+
+log = logging.getLogger(__name__)
+
+_AHEAD = 2
+"""Stripes read ahead of the one in use."""
+_BATCHES_AHEAD = 2
+"""Batches that the model works on or that wait for it, while the one before them is blended."""
+PANEL_BYTES = 384 * 2**20
+"""What stripes and seams may take; a wider scene is mapped in panels, one after the other."""
+GDAL_CACHE_BYTES = 16 * 2**20
+"""GDAL's default, a twentieth of the machine's memory, would be most of ours. Stripes are read block
+by block, so one block of every band would do; the rest serves the COG's overviews, at any width."""
+
+
+def map_scene(
+    source: Path,
+    session: Session,
+    output: Path,
+    options: PredictOptions,
+    progress: Progress | None,
+    *,
+    keep: bool = True,
+) -> Report:
+    """`predict` with a model that is loaded and an ``output`` that was checked.
+
+    ``keep`` says whether the parts of a run that ends early are of use to another one.
+    """
+    spec, stages = session.spec, Stages()
+    # rasterio counts the cache in bytes, whatever GDAL itself makes of small numbers.
+    with rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES), opened(source, spec, options) as raster:
+        notes = [*raster.notes, *_resolution_notes(raster, spec)]
+        for note in notes:
+            log.warning(note)
+        plan = _plan(raster, spec, options)
+        job = _job(session, raster, options, plan)
+        # An array in memory is gone with the run.
+        keep = keep and bool(raster.files())
+        with Journal(output, job, parts=len(plan.parts), keep=keep) as journal:
+            kept = sum(plan.parts[number].pixels for number in journal.done)
+            writer = _writer(output, journal, raster, spec, plan)
+            _map_missing(raster, session, plan, journal, writer, options, stages, progress)
+            unseen = sum_unseen(spec.bands, [noted["unseen"] for noted in journal.done.values()])
+            tags = _tags(session, raster, options, plan, unseen)
+            with stages.write:
+                writer.finish(tags | (plan.cleaning.tags if plan.cleaning else {}))
+            counts = writer.counts()
+    if not counts[spec.class_values].any():
+        notes.append(f"{source.name} holds no valid pixel: the whole map is nodata.")
+        log.warning(notes[-1])
+    for note in _unseen_notes(source.name, unseen):
+        notes.append(note)
+        log.warning(note)
+    return _report(source, output, session, raster, options, plan, stages, kept, counts, unseen, notes)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What of a scene is mapped, and how it is divided."""
+
+    grid: TileGrid
+    """Of the whole scene, whatever area is asked for."""
+    area: Area | None
+    window: Window
+    """The map, in the scene's pixels."""
+    parts: list[Part]
+    batch: int
+    """Tiles in one forward pass."""
+    cleaning: CleanOptions
+
+
+def _plan(raster: Raster, spec: ModelSpec, options: PredictOptions) -> Plan:
+    overlap = spec.overlap if options.overlap is None else options.overlap
+    grid = TileGrid(raster.height, raster.width, spec.tile, overlap)
+    area = asked_area(raster, options)
+    window = area.window if area else Window(0, 0, raster.width, raster.height)
+    parts = plan_parts(grid, columns=_most_columns(raster, spec, overlap), within=window)
+    # Batches of nearly one size: nine tiles at eight a batch are five and four, not eight and one.
+    tiles = sum(len(part.rows) * len(part.cols) for part in parts)
+    batch = -(-tiles // -(-tiles // options.batch))
+    cleaning = CleanOptions(smooth=options.smooth, sieve=options.sieve)
+    return Plan(grid, area, window, parts, batch, cleaning)
+
+
+def _writer(output: Path, journal: Journal, raster: Raster, spec: ModelSpec, plan: Plan) -> MapWriter:
+    window, cleaning = plan.window, plan.cleaning
+    return MapWriter(
+        output,
+        journal=journal,
+        parts=plan.parts,
+        corner=(window.row_off, window.col_off),
+        height=window.height,
+        width=window.width,
+        crs=raster.crs,
+        transform=raster.transform @ Affine.translation(window.col_off, window.row_off),
+        classes=spec.classes,
+        product=ClassMap(spec.class_values, spec.nodata),
+        clean=(lambda joined, to: clean_raster(joined, to, cleaning)[0]) if cleaning else None,
+    )
+
+
+def _map_missing(
+    raster: Raster,
+    session: Session,
+    plan: Plan,
+    journal: Journal,
+    writer: MapWriter,
+    options: PredictOptions,
+    stages: "Stages",
+    progress: Progress | None,
+) -> None:
+    """Map and save the parts that the journal does not have, region by region."""
+    spec, grid, area = session.spec, plan.grid, plan.area
+    regions = list(missing_regions(grid, plan.parts, journal.done))
+    windows = (window for region, _ in regions for window in raster.stripes(region.source))
+    read = stages.read.timed(raster.read)
+    with closing(read_ahead(read, windows, workers=options.readers, ahead=_AHEAD)) as stripes:
+        for region, missing in regions:
+            unseen = UnseenCount(raster, spec.bands, region)
+            cut = cut_tiles(stripes, region)
+            counted = map(unseen.add, area.needed(cut) if area else cut)
+            batches = stack_tiles(counted, raster, spec, size=plan.batch)
+            mosaic = Mosaic(grid, region, len(spec.classes), blend=options.blend)
+            with closing(_settle(batches, session, mosaic, stages)) as settled:
+                for whole in settled:
+                    block = area.cut(whole) if area else whole
+                    with stages.write:
+                        if block is None or not writer.add(missing[0], block):
+                            continue
+                        part = missing.pop(0)
+                        settling = grid.part(part.rows, part.cols).window
+                        writer.save(part, {"unseen": unseen.take(settling)})
+                    if progress:
+                        done = sum(plan.parts[number].pixels for number in journal.done)
+                        total = sum(part.pixels for part in plan.parts)
+                        progress(done * plan.window.height // total, plan.window.height)
+
+
+def _report(
+    source: Path,
+    output: Path,
+    session: Session,
+    raster: Raster,
+    options: PredictOptions,
+    plan: Plan,
+    stages: "Stages",
+    kept: int,
+    counts: NDArray[np.int64],
+    unseen: tuple[UnseenShare, ...] | None,
+    notes: Sequence[str],
+) -> Report:
+    spec, seconds = session.spec, stages.elapsed
+    height, width = plan.window.height, plan.window.width
+    gsd_m = ground_sample_distance_m(raster.crs, raster.transform)
+    valid_pixels = int(counts[spec.class_values].sum())
+    return Report(
+        scene=source,
+        map=output,
+        model=spec.name,
+        model_sha256=session.sha256,
+        runtime=session.name,
+        device=session.device,
+        precision=session.precision,
+        height=height,
+        width=width,
+        valid_pixels=valid_pixels,
+        nodata_pixels=height * width - valid_pixels,
+        tile=spec.tile,
+        overlap=plan.grid.overlap,
+        blend=options.blend,
+        batch=plan.batch,
+        tiles_run=stages.tiles_run,
+        tiles_skipped=stages.tiles_skipped,
+        pixels_kept=kept,
+        seconds=seconds,
+        pixels_per_s=(height * width - kept) / seconds,
+        peak_memory_bytes=peak_memory_bytes(),
+        busy=BusyShares(
+            read=stages.read.seconds / options.readers / seconds,
+            model=stages.model.seconds / seconds,
+            blend=stages.blend.seconds / seconds,
+            write=stages.write.seconds / seconds,
+        ),
+        classes=tuple(
+            ClassArea(
+                value=item.value,
+                name=item.name,
+                pixels=int(counts[item.value]),
+                share=float(counts[item.value] / max(valid_pixels, 1)),
+                area_m2=None if gsd_m is None else float(counts[item.value] * gsd_m**2),
+            )
+            for item in spec.classes
+        ),
+        unseen=unseen,
+        warnings=tuple(notes),
+    )
+
+
+class Stages:
+    """The seconds that each stage of a run takes, and what went through."""
+
+    def __init__(self) -> None:
+        self.read, self.model, self.blend, self.write = (Stopwatch() for _ in range(4))
+        self.tiles_run = self.tiles_skipped = 0
+        self._begun = time.perf_counter()
+
+    @property
+    def elapsed(self) -> float:
+        """Wall time since the run began."""
+        return time.perf_counter() - self._begun
+
+
+def _settle(
+    batches: Iterable[Batch], session: Session, mosaic: Mosaic, stages: Stages
+) -> Generator[Block, None, None]:
+    """The blocks of the map that the ``batches`` settle, one by one.
+
+    The model works on the next batch in a thread of its own while the last one is blended and written.
+    """
+
+    def infer(batch: Batch) -> tuple[Batch, NDArray[np.float32]]:
+        return batch, probabilities(session, batch)
+
+    timed = stages.model.timed(infer)
+    with closing(read_ahead(timed, batches, workers=1, ahead=_BATCHES_AHEAD)) as inferred:
+        for batch, probs in inferred:
+            stages.tiles_run += len(batch.run)
+            stages.tiles_skipped += len(batch.members) - len(batch.run)
+            for tile, valid, place in batch.members:
+                with stages.blend:
+                    block = mosaic.add(tile, None if place is None else probs[place], valid)
+                if block is not None:
+                    yield block
+
+
+def _most_columns(raster: Raster, spec: ModelSpec, overlap: int) -> int:
+    """How wide a panel may be for its stripes and seams to stay within `PANEL_BYTES`."""
+    rows = min(spec.tile + (_AHEAD + 2) * raster.stripe_rows, raster.height)
+    stripes = rows * (len(spec.bands) * raster.dtype.itemsize + 1)
+    return PANEL_BYTES // (stripes + 4 * len(spec.classes) * overlap)
+
+
+_INDIFFERENT = {"overwrite", "batch", "device", "derived", "readers", "threads"}
+"""Options that change no byte of the map. The device that was used does, and is looked at itself."""
+_RESOLVED = {"scale", "offset"}
+"""Options that are looked at together with what the file says."""
+
+
+def _job(session: Session, raster: Raster, options: PredictOptions, plan: Plan) -> dict[str, str]:
+    """All that the bytes of the map depend on, by the words that tell the user what has changed."""
+    # Viewers leave statistics and overviews beside a scene; what else they may hold is looked at below.
+    files = [name for name in raster.files() if not name.endswith((".aux.xml", ".ovr"))]
+    scene, state = identify(files, [layer.nodata for layer in raster.layers])
+    places = repr([part.window.flatten() for part in plan.parts])
+    given = options.model_dump(exclude=_INDIFFERENT | _RESOLVED)
+    given |= {"overlap": plan.grid.overlap, "bands": raster.indexes}
+    return {
+        "scene": scene,
+        "state of the scene": state,
+        "scale": json.dumps(raster.scales.tolist()),
+        "offset": json.dumps(raster.offsets.tolist()),
+        "model": session.sha256,
+        "description of the model": sha256(session.spec.to_json().encode()).hexdigest(),
+        "device": session.device,
+        "runtime": session.name,
+        **{f"--{name}": json.dumps(value) for name, value in given.items()},
+        "area": plan.area.digest if plan.area else "",
+        "version of geodeploy": __version__,
+        "division into parts": sha256(places.encode()).hexdigest(),
+    }
+
+
+def asked_gsd_m(options: PredictOptions, spec: ModelSpec) -> float | None:
+    """Metres a pixel that the scene is to be brought to; None for its own."""
+    if options.gsd == "model" and spec.gsd_m is None:
+        raise GridError(
+            f"--gsd model: the model {spec.name} does not say what size of pixel it was trained on. "
+            "Give it in metres."
+        )
+    if options.gsd == "model":
+        return spec.gsd_m
+    return None if options.gsd == "native" else options.gsd
+
+
+@contextmanager
+def opened(source: Path, spec: ModelSpec, options: PredictOptions) -> Iterator[Raster]:
+    """The scene, with the model's bands and with values that can be in its units."""
+    with open_raster(
+        source,
+        band_names=spec.band_names,
+        select=options.bands,
+        scale=options.scale,
+        offset=options.offset,
+        gsd_m=asked_gsd_m(options, spec),
+    ) as raster:
+        check_range(raster, spec.bands)
+        yield raster
+
+
+def asked_area(raster: Raster, options: PredictOptions) -> Area | None:
+    """What of the scene is to be mapped; None for all of it."""
+    if options.aoi is None:
+        return None
+    return find_area(
+        options.aoi,
+        crs=raster.crs,
+        transform=raster.transform,
+        height=raster.height,
+        width=raster.width,
+        scene=raster.name,
+    )
+
+
+def _resolution_notes(raster: Raster, spec: ModelSpec) -> Iterator[str]:
+    gsd_m = ground_sample_distance_m(raster.crs, raster.transform)
+    if gsd_m and spec.gsd_m and not 0.5 <= gsd_m / spec.gsd_m <= 2:
+        yield (
+            f"{raster.name} has pixels of {gsd_m:.3g} m, the model was trained on {spec.gsd_m:g} m: "
+            "expect a poorer map, or bring the scene to that size with --gsd model."
+        )
+
+
+def _unseen_notes(scene: str, unseen: Sequence[UnseenShare] | None) -> Iterator[str]:
+    notable = [str(item) for item in unseen or () if item.is_notable]
+    if notable:
+        yield (
+            f"{scene} holds values that the model hardly ever saw in training, by share of its valid "
+            f"pixels: {', '.join(notable)}. Look at the map with care."
+        )
+
+
+def _unseen_tag(unseen: Sequence[UnseenShare] | None) -> str:
+    if unseen is None:
+        return "unknown"
+    return ", ".join(f"{item.band} {item.share:.1%}" for item in unseen)
+
+
+def _tags(
+    session: Session,
+    raster: Raster,
+    options: PredictOptions,
+    plan: Plan,
+    unseen: Sequence[UnseenShare] | None,
+) -> dict[str, str]:
+    """What made the map. No time, path or machine: the same job gives the same bytes."""
+    spec = session.spec
+    return {
+        "TIFFTAG_SOFTWARE": f"geodeploy {__version__}",
+        "GEODEPLOY_VERSION": __version__,
+        "GEODEPLOY_MODEL": spec.name,
+        "GEODEPLOY_MODEL_SHA256": session.sha256,
+        "GEODEPLOY_PARITY_SHA256": spec.parity.report_sha256 if spec.parity else "none",
+        "GEODEPLOY_PRECISION": session.precision,
+        "GEODEPLOY_TILE": str(spec.tile),
+        "GEODEPLOY_OVERLAP": str(plan.grid.overlap),
+        "GEODEPLOY_BLEND": options.blend,
+        "GEODEPLOY_BANDS": ",".join(map(str, raster.indexes)),
+        "GEODEPLOY_SCALE": repr(options.scale),
+        "GEODEPLOY_OFFSET": repr(options.offset),
+        "GEODEPLOY_GSD": str(options.gsd),
+        "GEODEPLOY_AOI": plan.area.digest if plan.area else "none",
+        "GEODEPLOY_CLASSES": "; ".join(f"{item.value} {item.name}" for item in spec.classes),
+        "GEODEPLOY_LICENCE": spec.licence,
+        "GEODEPLOY_UNSEEN": _unseen_tag(unseen),
+    }

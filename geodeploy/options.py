@@ -1,0 +1,74 @@
+"""How a scene is mapped: what the user may choose."""
+
+import math
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    PlainValidator,
+    PositiveInt,
+)
+
+from geodeploy.blend import Blend
+from geodeploy.derived import DerivedOptions
+from geodeploy.filters import Side, Size
+from geodeploy.runtime import Device
+
+Progress = Callable[[int, int], None]
+"""Called with the rows written so far and all rows."""
+
+
+def _gsd(value: Any) -> Any:
+    if value in ("native", "model"):
+        return value
+    try:
+        metres = float(value)
+    except (TypeError, ValueError):
+        metres = 0.0
+    if not 0 < metres < math.inf:
+        raise ValueError("native, model or a number of metres above 0 is needed")
+    return metres
+
+
+class PredictOptions(BaseModel):
+    """How to run a model over a scene."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    overlap: NonNegativeInt | None = None
+    """Pixels shared by neighbouring tiles: context at the edge, paid for in more tiles. None takes the
+    model's own."""
+    blend: Blend = "cosine"
+    """How overlapping tiles are weighed; ``crop`` cuts the overlap in the middle."""
+    batch: PositiveInt = 8
+    """Tiles in one forward pass at most. Memory grows in proportion."""
+    device: Device = "auto"
+    """Asking for ``cuda`` and getting the CPU is an error."""
+    bands: tuple[str, ...] | None = None
+    """Names or 1-based numbers of the scene's bands in the model's order."""
+    scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """What values are multiplied with after the file's own scale and offset."""
+    offset: FiniteFloat = 0.0
+    """What is added then."""
+    gsd: Annotated[Literal["native", "model"] | float, PlainValidator(_gsd)] = "native"
+    """Metres a pixel to resample the scene to as it is read; ``model`` takes those of the training."""
+    aoi: str | None = None
+    """The area to map: ``xmin,ymin,xmax,ymax`` in degrees or, after an ``@``, in another CRS; or a file
+    of polygons. Its pixels are those of the whole map. None maps the whole scene."""
+    smooth: Side | None = None
+    """Each pixel takes the majority of a square of so many pixels, an odd number up to 255."""
+    sieve: Size | None = None
+    """Regions of fewer pixels than this, up to 1000, take the class with the longest common border."""
+    derived: DerivedOptions = DerivedOptions()
+    """What to make of the map beside it."""
+    overwrite: bool = False
+    """Replace a map that exists, and what is made of it."""
+    readers: PositiveInt = 2
+    """Threads that decode ahead of the model; two keep up with any model worth running."""
+    threads: PositiveInt | None = None
+    """For the model's arithmetic. None takes every core this process may use."""
