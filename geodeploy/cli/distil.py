@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from geodeploy.cli.training import Overrides, RunOutput
+
 
 def distil(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="The student, and its scenes.")],
@@ -14,14 +16,8 @@ def distil(
             "--teacher", metavar="RUN", help="A tuned model to learn from; several are averaged."
         ),
     ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", help="The RUN folder. [default: runs/<name of the recipe>]"),
-    ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe, e.g. training.lr=1e-3."),
-    ] = None,
+    output: RunOutput = None,
+    overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
 ) -> None:
     """Teach a small model what tuned ones know, on scenes with and without labels."""

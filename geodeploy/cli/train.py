@@ -5,17 +5,13 @@ from typing import Annotated
 
 import typer
 
+from geodeploy.cli.training import Overrides, RunOutput
+
 
 def train(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="What to tune, on what, how.")],
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", help="The RUN folder. [default: runs/<name of the recipe>]"),
-    ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe, e.g. training.lr=1e-3."),
-    ] = None,
+    output: RunOutput = None,
+    overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
 ) -> None:
     """Tune a backbone on labelled scenes: recipe in, RUN folder out."""

@@ -1,0 +1,17 @@
+"""What the commands that train are given alike. Nothing heavy: `--help` imports it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RunOutput = Annotated[
+    Path | None,
+    typer.Option("-o", "--output", help="The RUN folder. [default: runs/<name of the recipe>]"),
+]
+"""Where a training goes."""
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe, e.g. training.lr=1e-3."),
+]
+"""What is said in place of the recipe."""
