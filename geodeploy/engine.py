@@ -30,6 +30,7 @@ from rasterio.windows import Window
 from geodeploy import __version__
 from geodeploy.ahead import read_ahead
 from geodeploy.aoi import Area, find_area
+from geodeploy.area import class_extents, column_areas
 from geodeploy.batches import Batch, cut_tiles, probabilities, stack_tiles
 from geodeploy.blend import Block, Mosaic
 from geodeploy.clean import CleanOptions, clean_raster
@@ -197,8 +198,8 @@ def _report(
 ) -> Report:
     spec, seconds = session.spec, stages.elapsed
     height, width = plan.window.height, plan.window.width
-    gsd_m = ground_sample_distance_m(raster.crs, raster.transform)
     valid_pixels = int(counts[spec.class_values].sum())
+    areas_m2 = _areas_m2(raster, counts, output)
     return Report(
         scene=source,
         map=output,
@@ -233,13 +234,21 @@ def _report(
                 name=item.name,
                 pixels=int(counts[item.value]),
                 share=float(counts[item.value] / max(valid_pixels, 1)),
-                area_m2=None if gsd_m is None else float(counts[item.value] * gsd_m**2),
+                area_m2=areas_m2.get(item.value),
             )
             for item in spec.classes
         ),
         unseen=unseen,
         warnings=tuple(notes),
     )
+
+
+def _areas_m2(raster: Raster, counts: NDArray[np.int64], output: Path) -> dict[int, float | None]:
+    """The area of each value, as `class_extents` has it; the map is read where pixels differ by row."""
+    if raster.crs is not None and raster.crs.is_geographic:
+        return {item.value: item.area_m2 for item in class_extents(output)}
+    edges = column_areas(raster.crs, raster.transform, 1)
+    return {} if edges is None else dict(enumerate((counts * edges[1]).tolist()))
 
 
 class Stages:

@@ -23,7 +23,8 @@ class ClassArea(_Frozen):
     share: float
     """Of the pixels that hold data, 0 to 1."""
     area_m2: float | None
-    """None where the CRS is geographic or absent."""
+    """On the ellipsoid where the CRS is geographic. None without a CRS, or with a geographic one that
+    is turned against the meridians."""
 
 
 class UnseenShare(_Frozen):
