@@ -8,6 +8,15 @@ taken in two steps: along a row of tiles, then between rows. Each step is a runn
 
 which equals the weighted sum divided by the sum of the weights, needs no array of weights, and
 leaves tiles that agree exactly as they are.
+
+How far the tiles disagree comes along as one more plane, their variance about that mean: each step
+mixes the variances of both sides and adds the one between them (Chan, Golub and LeVeque 1979),
+
+    variance = mix(variance, new variance) + share * (1 - share) * |new - mean|².
+
+It is the weighted mean of |p - q|² / 2 over all pairs of tiles, each paired with itself too. Divided
+by the weight of the pairs of two tiles, its root is the disagreement: 0 where all tiles say the same,
+1 where each is sure of a class of its own, |p - q| / sqrt(2) between two tiles, whatever they weigh.
 """
 
 from collections.abc import Callable, Sequence
@@ -58,17 +67,34 @@ def shares(weights: NDArray[np.float64], overlap: int, place: int) -> NDArray[np
     far weighs, as `crop` has them at the raster's edges, goes to the tile whose middle is nearest: the
     first tile keeps those at its beginning (0), the last one takes those at its end (1).
     """
+    laid = _laid(weights, overlap, place)
+    total = laid.sum(axis=0)
+    found = (np.arange(overlap) >= len(weights) // 2).astype(np.float64)
+    np.divide(laid[0], total, out=found, where=total > 0)
+    return found.astype(np.float32)
+
+
+def paired(weights: NDArray[np.float64], overlap: int, place: int) -> NDArray[np.float64]:
+    """The weight of all pairs of two tiles among all pairs, (tile,), over the tile at ``place``.
+
+    It is 0 where one tile alone covers a pixel, or weighs anything.
+    """
+    laid = _laid(weights, overlap, place)
+    total, squares = laid.sum(axis=0), (laid**2).sum(axis=0)
+    pairs = np.zeros(len(weights))
+    pairs[:overlap] = 1 - np.divide(squares, total**2, out=np.ones(overlap), where=total > 0)
+    return pairs
+
+
+def _laid(weights: NDArray[np.float64], overlap: int, place: int) -> NDArray[np.float64]:
+    """Weights (n, overlap) of the tile at ``place`` and of those before it, over its first pixels."""
     tile = len(weights)
     stride = tile - overlap
-    new = weights[:overlap]
-    total = new.copy()
+    laid = [weights[:overlap]]
     for back in range(1, place + 1):
-        reach = tile - back * stride
-        if reach <= 0:
-            break
-        total[:reach] += weights[back * stride : back * stride + min(reach, overlap)]
-    unweighed = (np.arange(overlap) >= tile // 2).astype(np.float64)
-    return np.divide(new, total, out=unweighed, where=total > 0).astype(np.float32)
+        over = weights[back * stride :][:overlap]
+        laid.append(np.pad(over, (0, overlap - len(over))))
+    return np.array(laid)
 
 
 def mix(
@@ -110,37 +136,53 @@ class Block:
     """(K, h, w): the mean of all tiles that cover it. Use it before the next tile goes in."""
     valid: NDArray[np.bool_]
     """(h, w): where the scene has data."""
+    disagreement: NDArray[np.float32] | None = None
+    """(h, w), 0 to 1: how far the tiles that cover a pixel are apart; NaN where one alone does. None
+    unless it was asked for."""
 
 
 class Mosaic:
     """The map as it grows: tiles go in by rows from the top left, final blocks come out.
 
-    Memory: K x overlap x width x 4 bytes of seam to the next row of tiles and K x tile² x 8 bytes
-    of seam to the next tile, the width being that of the region. Nothing grows with the height.
+    Memory: P x overlap x width x 4 bytes of seam to the next row of tiles and P x tile² x 8 bytes
+    of seam to the next tile, the width being that of the region; P is the number of classes, and one
+    more with the disagreement. Nothing grows with the height.
 
     Args:
         grid: Where the tiles lie.
         region: The part of it that is mapped.
         classes: The number K of the model's outputs.
         blend: How overlapping tiles are weighed.
+        disagreement: Whether blocks tell how far the tiles are apart.
     """
 
-    def __init__(self, grid: TileGrid, region: Region, classes: int, *, blend: Blend) -> None:
+    def __init__(
+        self,
+        grid: TileGrid,
+        region: Region,
+        classes: int,
+        *,
+        blend: Blend,
+        disagreement: bool = False,
+    ) -> None:
         self._grid = grid
         self._region = region
         self._classes = classes
+        self._disagreement = disagreement
+        planes = classes + disagreement
         weights = WEIGHTS[blend](grid.tile, grid.overlap)
         # Past the first few, every tile has as many others before it: the shares repeat.
         places = min(max(len(grid.rows), len(grid.cols)), -(-grid.tile // grid.stride) + 1)
         self._shares = [shares(weights, grid.overlap, place) for place in range(places)]
+        self._paired = [paired(weights, grid.overlap, place) for place in range(places) if disagreement]
         # The region's first tiles do not find their own neighbours here, but zeros or what other tiles
         # left: what comes of that lies outside the region.
         self._col = region.cols[0].begin
         width = region.cols[-1].stop - self._col
         # Mean of the row of tiles above, over the rows that the next row of tiles also covers.
-        self._below = np.zeros((classes, grid.overlap, width), np.float32)
+        self._below = np.zeros((planes, grid.overlap, width), np.float32)
         # Mean of the tiles to the left, over the columns that the next tile also covers.
-        self._right = np.zeros((classes, grid.tile, grid.overlap), np.float32)
+        self._right = np.zeros((planes, grid.tile, grid.overlap), np.float32)
 
     def add(
         self, tile: Tile, probs: NDArray[np.float32] | None, valid: NDArray[np.bool_]
@@ -160,10 +202,12 @@ class Mosaic:
         else:
             top, left = rows.begin - rows.start, cols.begin - cols.start
             mean = probs[:, top : top + height, left : left + width]
+        if self._disagreement:
+            mean = np.concatenate([mean, np.zeros((1, height, width), np.float32)])
 
         if cols.begin > 0 and seam:
-            share = self._share(cols)
-            mean[:, :, :seam] = mix(self._right[:, :height], mean[:, :, :seam], share)
+            share = self._shares[self._place(cols)]
+            mean[:, :, :seam] = self._mixed(self._right[:, :height], mean[:, :, :seam], share)
         final = cols.settled - cols.begin
         if final < width:
             self._right[:, :height] = mean[:, :, final:]
@@ -171,8 +215,8 @@ class Mosaic:
 
         here = slice(cols.begin - self._col, cols.settled - self._col)
         if rows.begin > 0 and seam:
-            share = self._share(rows)[:, np.newaxis]
-            mean[:, :seam] = mix(self._below[:, :, here], mean[:, :seam], share)
+            share = self._shares[self._place(rows)][:, np.newaxis]
+            mean[:, :seam] = self._mixed(self._below[:, :, here], mean[:, :seam], share)
         final = rows.settled - rows.begin
         if final < height:
             self._below[:, :, here] = mean[:, final:]
@@ -181,10 +225,33 @@ class Mosaic:
         if rows.begin < self._region.first_row or cols.begin < self._region.first_col:
             return None
         inside = valid[-height:, -width:][:final, : mean.shape[2]]
-        return Block(rows.begin, cols.begin, mean, inside)
+        if not self._disagreement:
+            return Block(rows.begin, cols.begin, mean, inside)
+        apart = self._apart(tile, mean[-1])
+        return Block(rows.begin, cols.begin, mean[:-1], inside, apart)
 
-    def _share(self, span: Span) -> NDArray[np.float32]:
-        return self._shares[min(span.begin // self._grid.stride, len(self._shares) - 1)]
+    def _mixed(
+        self, mean: NDArray[np.float32], new: NDArray[np.float32], share: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """The planes after ``new`` (P, h, w), whose last is the variance if that was asked for."""
+        mixed = mix(mean, new, share)
+        if self._disagreement:
+            for old, young in zip(mean[:-1], new[:-1], strict=True):
+                mixed[-1] += share * (1 - share) * (young - old) ** 2
+        return mixed
+
+    def _apart(self, tile: Tile, variance: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The disagreement (h, w) of what ``tile`` settles."""
+        height, width = variance.shape
+        down = self._paired[self._place(tile.rows)][:height, np.newaxis]
+        across = self._paired[self._place(tile.cols)][:width]
+        pairs = (down + across - down * across).astype(np.float32)
+        square = np.divide(variance, pairs, out=np.full_like(variance, np.nan), where=pairs > 0)
+        return np.minimum(np.sqrt(square), 1)
+
+    def _place(self, span: Span) -> int:
+        """Of a tile in its row or column, counted as long as the shares differ."""
+        return min(span.begin // self._grid.stride, len(self._shares) - 1)
 
 
 def check_probabilities(outputs: NDArray[np.float32]) -> None:

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.windows import Window
 
+from geodeploy.cog import BLOCK, aux_path
 from geodeploy.dataset import open_dataset, reading
 from geodeploy.errors import SourceError
 from geodeploy.spec import NODATA, SegmentationClass, default_color
-from geodeploy.writer import BLOCK, aux_path
 
 ROWS = BLOCK
 """Of one band of rows: a block's, so that each block is decoded once."""

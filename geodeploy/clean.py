@@ -15,11 +15,12 @@ from rasterio.shutil import copy as rasterio_copy
 from rasterio.windows import Window
 
 from geodeploy.classmap import ClassMap, open_class_map
+from geodeploy.cog import BLOCK, aux_path
 from geodeploy.dataset import reason
 from geodeploy.errors import GeodeployError, OutputError
 from geodeploy.filters import Side, Size, sieve_bands, smooth_bands
 from geodeploy.machine import usable_cores
-from geodeploy.writer import BLOCK, aux_path, check_output
+from geodeploy.writer import check_output
 
 _OF_COG = ("OVR_RESAMPLING_ALG", "LAYOUT")
 """Tags that say how a file was made, not what it holds."""

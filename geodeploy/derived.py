@@ -85,9 +85,17 @@ def check_derived(
 
 
 def derive(
-    mapped: Path, scene: Path, model: Path, options: DerivedOptions, *, overwrite: bool
+    mapped: Path,
+    scene: Path,
+    model: Path,
+    options: DerivedOptions,
+    *,
+    beside: Sequence[Path] = (),
+    overwrite: bool,
 ) -> tuple[Path, ...]:
     """Make of the map at ``mapped`` what ``options`` ask for; the files that were written.
+
+    The STAC item lists them, and the rasters ``beside`` the map.
 
     Raises:
         GeodeployError: one of its kinds; the map is whole all the same, and what was made before too.
@@ -110,7 +118,7 @@ def derive(
             telling = ItemOptions(
                 acquired=options.acquired or acquisition(scene.name),
                 model=model,
-                others=tuple(made),
+                others=(*beside, *made),
                 overwrite=overwrite,
             )
             made.append(write_item(mapped, options=telling))

@@ -4,18 +4,19 @@ Memory does not depend on the scene's height. Beyond the model's own session it 
 
     stripes   (tile + 4 x 256) rows x width x (bands x bytes a stored value + 1 for validity);
               four of the file's own blocks where those are taller than 256 rows
-    seams     classes x overlap x width x 4
+    seams     classes x overlap x width x 4; with the disagreement as for one class more
     batches   3 x batch x tile² x (bands + 2 x classes) x 4: one is stacked, one runs, one is blended
-    map       about 512 rows x width, twice
+    map       about 512 rows x width, twice; as much for each band of the rasters beside it
     GDAL      its block cache, 16 MiB
 
-The width is the scene's, or that of a panel: stripes and seams together stay below `PANEL_BYTES`.
+The width is the scene's, or that of a panel: stripes, seams and what is written beside the map together
+stay below `PANEL_BYTES`.
 """
 
 import json
 import logging
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -34,18 +35,19 @@ from geodeploy.area import class_extents, column_areas
 from geodeploy.batches import Batch, cut_tiles, probabilities, stack_tiles
 from geodeploy.blend import Block, Mosaic
 from geodeploy.clean import CleanOptions, clean_raster
+from geodeploy.cog import Frame
 from geodeploy.errors import GridError
 from geodeploy.machine import Stopwatch, peak_memory_bytes
 from geodeploy.options import PredictOptions, Progress
-from geodeploy.parts import Journal, Part, identify, missing_regions, plan_parts
-from geodeploy.products import ClassMap
+from geodeploy.parts import ROWS, Journal, Part, identify, missing_regions, plan_parts
+from geodeploy.products import ClassMap, Confidence, Disagreement, Probabilities, Product
 from geodeploy.raster import Raster, check_range, ground_sample_distance_m, open_raster
 from geodeploy.report import BusyShares, ClassArea, Report, UnseenShare
 from geodeploy.runtime import Session
 from geodeploy.spec import ModelSpec
 from geodeploy.tiles import TileGrid
 from geodeploy.unseen import UnseenCount, sum_unseen
-from geodeploy.writer import MapWriter
+from geodeploy.writer import MapWriter, beside
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +56,8 @@ _AHEAD = 2
 _BATCHES_AHEAD = 2
 """Batches that the model works on or that wait for it, while the one before them is blended."""
 PANEL_BYTES = 384 * 2**20
-"""What stripes and seams may take; a wider scene is mapped in panels, one after the other."""
+"""What all that is as wide as the scene may take; a wider one is mapped in panels, one after the
+other."""
 GDAL_CACHE_BYTES = 16 * 2**20
 """GDAL's default, a twentieth of the machine's memory, would be most of ours. Stripes are read block
 by block, so one block of every band would do; the rest serves the COG's overviews, at any width."""
@@ -92,8 +95,12 @@ def map_scene(
             with stages.write:
                 writer.finish(tags | (plan.cleaning.tags if plan.cleaning else {}))
             counts = writer.counts()
+            stored = {product.name: writer.counts(product) for product in plan.others}
     if not counts[spec.class_values].any():
         notes.append(f"{source.name} holds no valid pixel: the whole map is nodata.")
+        log.warning(notes[-1])
+    elif "disagreement" in stored and not stored["disagreement"][:, : spec.nodata].any():
+        notes.append(f"No pixel of {source.name} lies in two tiles: the disagreement is nodata.")
         log.warning(notes[-1])
     for note in _unseen_notes(source.name, unseen):
         notes.append(note)
@@ -113,35 +120,51 @@ class Plan:
     parts: list[Part]
     batch: int
     """Tiles in one forward pass."""
+    others: list[Product]
+    """What is written beside the map."""
     cleaning: CleanOptions
 
 
 def _plan(raster: Raster, spec: ModelSpec, options: PredictOptions) -> Plan:
     overlap = spec.overlap if options.overlap is None else options.overlap
     grid = TileGrid(raster.height, raster.width, spec.tile, overlap)
+    others = _others(spec, overlap, options)
     area = asked_area(raster, options)
     window = area.window if area else Window(0, 0, raster.width, raster.height)
-    parts = plan_parts(grid, columns=_most_columns(raster, spec, overlap), within=window)
+    parts = plan_parts(grid, columns=_most_columns(raster, spec, overlap, others), within=window)
     # Batches of nearly one size: nine tiles at eight a batch are five and four, not eight and one.
     tiles = sum(len(part.rows) * len(part.cols) for part in parts)
     batch = -(-tiles // -(-tiles // options.batch))
     cleaning = CleanOptions(smooth=options.smooth, sieve=options.sieve)
-    return Plan(grid, area, window, parts, batch, cleaning)
+    return Plan(grid, area, window, parts, batch, others, cleaning)
+
+
+def _others(spec: ModelSpec, overlap: int, options: PredictOptions) -> list[Product]:
+    """What is to be written beside the map."""
+    if options.disagreement and (options.blend == "crop" or not overlap):
+        raise GridError(
+            "--disagreement compares tiles where they overlap and are mixed, but "
+            + ("--blend crop takes each pixel from one: use cosine." if overlap else "--overlap is 0.")
+        )
+    make: dict[str, Callable[[], Product]] = {
+        "confidence": Confidence,
+        "probabilities": lambda: Probabilities([item.name for item in spec.classes]),
+        "disagreement": Disagreement,
+    }
+    return [make[name]() for name in options.beside]
 
 
 def _writer(output: Path, journal: Journal, raster: Raster, spec: ModelSpec, plan: Plan) -> MapWriter:
     window, cleaning = plan.window, plan.cleaning
+    corner = Affine.translation(window.col_off, window.row_off)
     return MapWriter(
         output,
         journal=journal,
         parts=plan.parts,
-        corner=(window.row_off, window.col_off),
-        height=window.height,
-        width=window.width,
-        crs=raster.crs,
-        transform=raster.transform @ Affine.translation(window.col_off, window.row_off),
+        frame=Frame(window, raster.crs, raster.transform @ corner),
         classes=spec.classes,
         product=ClassMap(spec.class_values, spec.nodata),
+        others=plan.others,
         clean=(lambda joined, to: clean_raster(joined, to, cleaning)[0]) if cleaning else None,
     )
 
@@ -167,7 +190,13 @@ def _map_missing(
             cut = cut_tiles(stripes, region)
             counted = map(unseen.add, area.needed(cut) if area else cut)
             batches = stack_tiles(counted, raster, spec, size=plan.batch)
-            mosaic = Mosaic(grid, region, len(spec.classes), blend=options.blend)
+            mosaic = Mosaic(
+                grid,
+                region,
+                len(spec.classes),
+                blend=options.blend,
+                disagreement=options.disagreement,
+            )
             with closing(_settle(batches, session, mosaic, stages)) as settled:
                 for whole in settled:
                     block = area.cut(whole) if area else whole
@@ -203,6 +232,7 @@ def _report(
     return Report(
         scene=source,
         map=output,
+        beside=tuple(beside(output, product.name) for product in plan.others),
         model=spec.name,
         model_sha256=session.sha256,
         runtime=session.name,
@@ -288,11 +318,13 @@ def _settle(
                     yield block
 
 
-def _most_columns(raster: Raster, spec: ModelSpec, overlap: int) -> int:
-    """How wide a panel may be for its stripes and seams to stay within `PANEL_BYTES`."""
+def _most_columns(raster: Raster, spec: ModelSpec, overlap: int, others: Sequence[Product]) -> int:
+    """How wide a panel may be for all that is as wide to stay within `PANEL_BYTES`."""
     rows = min(spec.tile + (_AHEAD + 2) * raster.stripe_rows, raster.height)
     stripes = rows * (len(spec.bands) * raster.dtype.itemsize + 1)
-    return PANEL_BYTES // (stripes + 4 * len(spec.classes) * overlap)
+    planes = len(spec.classes) + any(isinstance(product, Disagreement) for product in others)
+    written = 2 * ROWS * sum(len(product.bands) for product in others)
+    return PANEL_BYTES // (stripes + 4 * planes * overlap + written)
 
 
 _INDIFFERENT = {"overwrite", "batch", "device", "derived", "readers", "threads"}

@@ -20,8 +20,10 @@ from rasterio.warp import transform as warp
 
 from geodeploy.area import column_areas
 from geodeploy.classmap import ClassMap, open_class_map
+from geodeploy.cog import aux_path
+from geodeploy.dataset import open_dataset
 from geodeploy.errors import OutputError
-from geodeploy.writer import aux_path, check_output
+from geodeploy.writer import check_output
 
 _EXTENSIONS = {
     name: f"https://stac-extensions.github.io/{name}/v{version}/schema.json"
@@ -66,7 +68,7 @@ class ItemOptions(BaseModel):
     model: Path | None = None
     """Linked where a STAC item lies beside it (``MODEL.stac.json``)."""
     others: tuple[Path, ...] = ()
-    """Files made of the map, such as its polygons, area table and preview."""
+    """Files made with the map or of it, such as its confidence, polygons, area table and preview."""
     overwrite: bool = False
     """Replace an item that exists."""
 
@@ -143,6 +145,9 @@ def _item(
         beside.append(aux_path(source.path))
     assets = dict(_assets(beside, output))
     assets["map"] |= _raster(source)
+    for path in options.others:
+        if path.suffix.lower() == ".tif":
+            assets[path.name] |= _shares(path)
     extensions = dict(_EXTENSIONS)
     if not any(name.startswith("processing:") for name in properties):
         del extensions["processing"]
@@ -235,6 +240,19 @@ def _raster(source: ClassMap) -> dict[str, Any]:
     if classes:
         found["classification:classes"] = classes
     return found
+
+
+def _shares(path: Path) -> dict[str, Any]:
+    """What a raster beside the map says of its bands."""
+    with open_dataset(path) as dataset:
+        return {
+            "title": path.stem,
+            "bands": [{"name": name} for name in dataset.descriptions],
+            "data_type": dataset.dtypes[0],
+            "nodata": int(dataset.nodata),
+            "raster:scale": dataset.scales[0],
+            "raster:sampling": "area",
+        }
 
 
 def _assets(files: Sequence[Path], output: Path) -> Iterator[tuple[str, dict[str, Any]]]:

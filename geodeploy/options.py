@@ -64,11 +64,27 @@ class PredictOptions(BaseModel):
     """Each pixel takes the majority of a square of so many pixels, an odd number up to 255."""
     sieve: Size | None = None
     """Regions of fewer pixels than this, up to 1000, take the class with the longest common border."""
+    confidence: bool = False
+    """Write the probability of the chosen class beside the map, ``<map>_confidence.tif``."""
+    probabilities: bool = False
+    """Write the probability of every class, a band each, ``<map>_probabilities.tif``."""
+    disagreement: bool = False
+    """Write how far overlapping tiles are apart, ``<map>_disagreement.tif``."""
     derived: DerivedOptions = DerivedOptions()
     """What to make of the map beside it."""
     overwrite: bool = False
-    """Replace a map that exists, and what is made of it."""
+    """Replace a map that exists, what lies beside it and what is made of it."""
     readers: PositiveInt = 2
     """Threads that decode ahead of the model; two keep up with any model worth running."""
     threads: PositiveInt | None = None
     """For the model's arithmetic. None takes every core this process may use."""
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """The names of the rasters that are to lie beside the map."""
+        asked = {
+            "confidence": self.confidence,
+            "probabilities": self.probabilities,
+            "disagreement": self.disagreement,
+        }
+        return tuple(name for name, wanted in asked.items() if wanted)

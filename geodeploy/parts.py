@@ -26,7 +26,7 @@ from geodeploy.tiles import Region, TileGrid
 
 log = logging.getLogger(__name__)
 
-_ROWS = 512
+ROWS = 512
 """Pixels of height from which a part is high enough: what a killed run loses at most."""
 
 
@@ -55,7 +55,7 @@ def plan_parts(grid: TileGrid, *, columns: int, within: Window | None = None) ->
     whole = within or Window(0, 0, grid.width, grid.height)
     down = places_over(grid.rows, whole.row_off, whole.row_off + whole.height)
     across = places_over(grid.cols, whole.col_off, whole.col_off + whole.width)
-    height = -(-_ROWS // grid.stride)
+    height = -(-ROWS // grid.stride)
     most = len(across)
     if grid.part(down, across).source.width > columns:
         most = max((columns - grid.overlap) // grid.stride - grid.reach, 1)
@@ -170,9 +170,15 @@ class Journal:
         self._append(noted)
         self.done[number] = noted
 
-    def note_moving(self, name: str) -> None:
-        """Take down that the map is whole, and ``name`` the last file to be moved out of the folder."""
-        self._append({"moving": name})
+    def move(self, places: Mapping[str, Path]) -> None:
+        """Move files of the folder, by their names, to their ``places`` beside it, in this order.
+
+        A run that is killed before all are there has made them all the same: `clear_finished` moves
+        what is left.
+        """
+        names = {name: place.name for name, place in places.items()}
+        self._append({"moving": names})
+        _move(self._output, names)
 
     def remove(self) -> None:
         """Remove the folder: the map is in its place, or nothing of it is."""
@@ -252,9 +258,9 @@ _LIST, _LOCK = "journal.jsonl", "lock"
 
 
 def clear_finished(output: Path) -> None:
-    """Remove the folder of a run that was killed when ``output`` was whole and in its place."""
+    """Finish for a run that was killed when its files were whole: move them, and remove the folder."""
     folder = _folder(output)
-    if not (output.exists() and folder.exists()):
+    if not folder.exists():
         return
     with suppress(OSError):
         lock = _lock(folder)
@@ -262,11 +268,20 @@ def clear_finished(output: Path) -> None:
             return
         try:
             lines = _read(folder / _LIST)
-            moved = lines[-1].get("moving") if lines else None
-            if not lines or (moved and not (folder / moved).exists()):
+            moving = lines[-1].get("moving") if lines else None
+            if moving:
+                _move(output, moving)
+            if moving or (not lines and output.exists()):
                 _remove(folder, lock)
         finally:
             os.close(lock)
+
+
+def _move(output: Path, names: Mapping[str, str]) -> None:
+    """Move the files that are still in the folder to their new ``names`` beside ``output``."""
+    for name, new in names.items():
+        with suppress(FileNotFoundError):
+            (_folder(output) / name).replace(output.with_name(new))
 
 
 def _folder(output: Path) -> Path:

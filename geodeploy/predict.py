@@ -14,7 +14,7 @@ from geodeploy.parts import clear_finished
 from geodeploy.report import Report
 from geodeploy.runtime import open_session
 from geodeploy.source import stem
-from geodeploy.writer import check_output
+from geodeploy.writer import beside, check_output
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,8 @@ def predict_scenes(
     for place in outputs:
         if not options.overwrite:
             clear_finished(place)
-        check_output(place, [*scenes, path], overwrite=options.overwrite)
+        for written in (place, *(beside(place, name) for name in options.beside)):
+            check_output(written, [*scenes, path], overwrite=options.overwrite)
     check_derived(outputs, scenes, options.derived, overwrite=options.overwrite)
     if model is None:
         log.info("No model named: taking the one that comes with geodeploy (%s).", path.name)
@@ -80,7 +81,14 @@ def predict_scenes(
         reports = []
         for scene, place in zip(scenes, outputs, strict=True):
             report = map_scene(scene, session, place, options, progress)
-            made = derive(place, scene, path, options.derived, overwrite=options.overwrite)
+            made = derive(
+                place,
+                scene,
+                path,
+                options.derived,
+                beside=report.beside,
+                overwrite=options.overwrite,
+            )
             reports.append(report.model_copy(update={"derived": made}))
         return reports
 

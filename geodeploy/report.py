@@ -74,6 +74,8 @@ class Report(_Frozen):
 
     scene: Path
     map: Path
+    beside: tuple[Path, ...] = ()
+    """Rasters of the same run: confidence, probabilities, disagreement."""
     model: str
     model_sha256: str
     runtime: str
@@ -127,6 +129,8 @@ class Report(_Frozen):
         notable = [str(item) for item in self.unseen or () if item.is_notable]
         if notable:
             lines.append(f"  hardly seen in training: {', '.join(notable)}")
+        if self.beside:
+            lines.append(f"  beside it: {', '.join(map(str, self.beside))}")
         if self.derived:
             lines.append(f"  made of it: {', '.join(map(str, self.derived))}")
         return "\n".join(lines)

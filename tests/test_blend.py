@@ -206,17 +206,22 @@ def test_pixels_without_data_are_nodata_and_tiles_without_data_may_be_left_out(b
 def settled(
     grid: TileGrid, region: Region, blend: Blend, tiles: dict[tuple[int, int], NDArray[np.float32]]
 ) -> NDArray[np.float32]:
-    """The means (K, h, w) of a region, NaN where no block has settled them or two blocks have."""
+    """The means of a region and the disagreement, -1 where one tile is alone: (K + 1, h, w).
+
+    NaN where no block has settled them or two blocks have.
+    """
     window, (classes, *_) = region.window, next(iter(tiles.values())).shape
-    mosaic = Mosaic(grid, region, classes, blend=blend)
-    means = np.full((classes, grid.height, grid.width), np.nan, np.float32)
+    mosaic = Mosaic(grid, region, classes, blend=blend, disagreement=True)
+    means = np.full((classes + 1, grid.height, grid.width), np.nan, np.float32)
     for tile in region:
         probs = tiles[tile.rows.begin, tile.cols.begin].copy()
         valid = np.ones((tile.window.height, tile.window.width), bool)
         block = mosaic.add(tile, probs, valid)
         if block is not None:
             area = (slice(None), *place_of(block))
-            means[area] = np.where(np.isnan(means[area]), block.probs, np.nan)
+            apart = np.nan_to_num(block.disagreement, nan=-1)[np.newaxis]
+            found = np.concatenate([block.probs, apart])
+            means[area] = np.where(np.isnan(means[area]), found, np.nan)
     rows, cols = window.toslices()
     assert np.isnan(np.delete(np.delete(means, rows, 1), cols, 2)).all()
     return means[:, rows, cols]
@@ -241,6 +246,43 @@ def test_any_region_is_bit_for_bit_a_cut_of_the_whole(
     region = grid.part(range(min(rows), max(rows)), range(min(cols), max(cols)))
     part = settled(grid, region, blend, tiles)
     np.testing.assert_array_equal(part, whole[:, *region.window.toslices()])
+
+
+@pytest.mark.parametrize("blend", ["cosine", "flat"])
+@given(grid=grids(), seed=st.integers(0, 2**16))
+@example(grid=TileGrid(25, 22, 16, 15), seed=0)
+def test_disagreement_is_the_weighted_distance_of_all_pairs_of_tiles(
+    blend: Blend, grid: TileGrid, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    tiles = {
+        (tile.rows.begin, tile.cols.begin): softmax(
+            random.normal(scale=3, size=(1, 3, grid.tile, grid.tile)).astype(np.float32)
+        )[0]
+        for tile in grid
+    }
+    # |p - q|² = |p|² - 2 p q + |q|²: sums over tiles stand for those over pairs.
+    line = profile(grid.tile, grid.overlap, blend)
+    size = grid.height, grid.width
+    total, weights, squares, lengths = np.zeros((3, *size)), *np.zeros((3, *size))
+    for tile in grid:
+        stand = top, left = tile.rows.begin, tile.cols.begin
+        down, across = min(grid.tile, grid.height - top), min(grid.tile, grid.width - left)
+        up, back = top - tile.rows.start, left - tile.cols.start
+        part = np.s_[top : tile.rows.stop, left : tile.cols.stop]
+        here = np.s_[:, up : tile.rows.stop - tile.rows.start, back : tile.cols.stop - tile.cols.start]
+        weight, probs = np.outer(line[:down], line[:across]), tiles[stand][here].astype(np.float64)
+        weight = weight[: probs.shape[1], : probs.shape[2]]
+        total[:, *part] += weight * probs
+        weights[part] += weight
+        squares[part] += weight**2
+        lengths[part] += weight * (probs**2).sum(axis=0)
+    apart = weights * lengths - (total**2).sum(axis=0)
+    pairs = weights**2 - squares
+    compared = pairs > 1e-9 * weights**2
+    judge = np.sqrt(np.divide(apart, pairs, out=np.ones(size), where=compared).clip(0))
+    found = settled(grid, grid.whole, blend, tiles)[-1]
+    np.testing.assert_allclose(found, np.where(compared, judge, -1), atol=1e-4)
 
 
 @given(tile=st.integers(1, 64), overlap=st.integers(0, 63))

@@ -309,6 +309,29 @@ def test_killed_before_any_step_on_the_disk_the_same_command_ends_with_the_same_
     assert 0 < refused < steps / 2
 
 
+def test_killed_while_several_rasters_are_made_and_moved_all_end_with_the_same_bytes(
+    short_job: Job, forks: Forks, memory_path: Path
+) -> None:
+    output, quiet = memory_path / "map.tif", memory_path / "quiet.tif"
+    beside = PredictOptions(confidence=True, probabilities=True, disagreement=True)
+    expected = [short_job.map, *(
+        path.read_bytes() for path in short_job.predict(quiet, options=beside).beside
+    )]  # fmt: skip
+    places = [output, *(memory_path / f"map_{name}.tif" for name in beside.beside)]
+    command = ["predict", short_job.scene, "-m", short_job.model, "-o", output]
+    command += [f"--{name}" for name in beside.beside]
+    assert forks.run(*command) == 0, forks.err
+    steps = forks.steps
+    for last in [*range(1, steps - 14, 5), *range(steps - 14, steps + 1)]:
+        for place in places:
+            place.unlink(missing_ok=True)
+        assert forks.run(*command, last=last) == -signal.SIGKILL
+        status = forks.run(*command)
+        assert status == 0 or "map.tif exists" in forks.err, forks.err
+        assert [place.read_bytes() for place in places] == expected
+        short_job.check(output)
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_keeps_the_parts_and_says_so(
     make_model: Make,
@@ -492,6 +515,7 @@ def test_what_changes_no_byte_goes_on(job: Job, tmp_path: Path) -> None:
         ("bands", "--bands"),
         ("scale", "scale"),
         ("offset", "offset"),
+        ("confidence", "--confidence"),
     ],
 )
 def test_what_changes_the_map_starts_afresh_and_is_named(
@@ -517,6 +541,7 @@ def test_what_changes_the_map_starts_afresh_and_is_named(
         "bands": {"bands": ("nir", "red")},
         "scale": {"scale": 0.5},
         "offset": {"offset": 0.01},
+        "confidence": {"confidence": True},
     }.get(change, {})
     if change == "another scene":
         asked = scene.rename(tmp_path / "other.tif")
@@ -625,12 +650,10 @@ def test_only_what_a_finished_run_left_is_cleared(short_job: Job, tmp_path: Path
     assert noted(output) == [0]  # a run with --overwrite that was stopped
     journal = folder_of(output) / "journal.jsonl"
     with journal.open("a") as lines:
-        lines.write('{"moving": "map.tif"}\n')
-    (folder_of(output) / "map.tif").touch()
+        lines.write('{"moving": {"names": "map.tif.aux.xml", "class.tif": "map.tif"}}\n')
+    (folder_of(output) / "class.tif").write_text("moved late")  # the names were moved before
     clear_finished(output)
-    assert noted(output) == [0]  # not yet moved
-    (folder_of(output) / "map.tif").unlink()
-    clear_finished(output)
+    assert output.read_text() == "moved late"
     assert not folder_of(output).exists()
     clear_finished(output)
 
@@ -694,7 +717,7 @@ def test_a_run_that_ends_while_its_parts_are_joined_has_no_more_tiles_to_run(
         raise error
 
     with monkeypatch.context() as patched:
-        patched.setattr("geodeploy.writer.rasterio_copy", half)
+        patched.setattr("geodeploy.cog.rasterio_copy", half)
         with pytest.raises(OutputError if error is SystemError else error):
             job.predict(output)
     assert noted(output) == list(range(PARTS))
@@ -844,7 +867,9 @@ def test_panels_parts_batches_threads_and_blocks_change_no_byte_of_the_map(
     spec = make_spec(TWO, tile=16, overlap=overlap, seen=(0.1, 0.5))
     model = make_model(place / "model.onnx", spec, kernels=(3, 3)).path
     scene = make_raster(place / "scene.tif", pixels, names=TWO)
-    whole = predict(scene, model, place / "whole.tif", options=PredictOptions(blend=blend, batch=64))
+    beside = {"confidence": True, "probabilities": True, "disagreement": overlap and blend != "crop"}
+    options = PredictOptions(blend=blend, batch=64, **beside)
+    whole = predict(scene, model, place / "whole.tif", options=options)
     side = data.draw(st.sampled_from([16, 32]), "block")
     scene = make_raster(
         place / "blocks.tif", pixels, names=TWO, tiled=True, blockxsize=side, blockysize=side
@@ -854,10 +879,11 @@ def test_panels_parts_batches_threads_and_blocks_change_no_byte_of_the_map(
         batch=batch,
         readers=data.draw(st.integers(1, 4), "readers"),
         threads=data.draw(st.integers(1, 3), "threads"),
+        **beside,
     )
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("geodeploy.engine.PANEL_BYTES", panel_bytes)
-        patched.setattr("geodeploy.parts._ROWS", part_rows)
+        patched.setattr("geodeploy.parts.ROWS", part_rows)
         patched.setattr("geodeploy.raster._STRIPE_ROWS", data.draw(st.integers(1, 64), "stripe"))
         stop = data.draw(st.integers(1, 20), "stop")
         try:
@@ -866,4 +892,5 @@ def test_panels_parts_batches_threads_and_blocks_change_no_byte_of_the_map(
             cut = predict(scene, model, place / "cut.tif", options=options)
             assert cut.unseen == whole.unseen
             assert cut.classes == whole.classes
-    assert (place / "cut.tif").read_bytes() == (place / "whole.tif").read_bytes()
+    for ending in (".tif", *(f"_{name}.tif" for name in options.beside)):
+        assert (place / f"cut{ending}").read_bytes() == (place / f"whole{ending}").read_bytes()

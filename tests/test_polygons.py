@@ -20,11 +20,11 @@ from rasterio.features import geometry_mask, shapes
 from shapely.geometry import shape
 
 from geodeploy.area import class_extents
+from geodeploy.cog import aux_path
 from geodeploy.errors import OutputError
 from geodeploy.outlines import simplified, trace
 from geodeploy.polygons import SUFFIXES, PolygonOptions, write_polygons
 from geodeploy.predict import predict
-from geodeploy.writer import aux_path
 
 MakeRaster = Callable[..., Path]
 

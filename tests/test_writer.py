@@ -17,10 +17,11 @@ from rasterio.windows import Window
 from rio_cogeo.cogeo import cog_validate
 
 from geodeploy.blend import Block
+from geodeploy.cog import Frame, aux_path
 from geodeploy.errors import OutputError
 from geodeploy.parts import Journal, Part
 from geodeploy.spec import ModelSpec
-from geodeploy.writer import MapWriter, aux_path, check_output
+from geodeploy.writer import MapWriter, check_output
 
 MakeSpec = Callable[..., ModelSpec]
 VALUES = (0, 3, 7)
@@ -34,7 +35,7 @@ def spec(make_spec: MakeSpec) -> ModelSpec:
 class Told:
     """Writes what the blocks hold, as it is."""
 
-    name, bands, dtype, nodata = "told", 1, "uint8", 255
+    name, bands, nodata, scale, overviews = "told", ("class",), 255, 1.0, "mode"
 
     def of(self, block: Block) -> NDArray[np.uint8]:
         return block.probs.astype(np.uint8)
@@ -69,10 +70,10 @@ def open_writer(
         "width": max(part.window.col_off + part.window.width for part in parts),
         "crs": CRS.from_epsg(32616),
         "transform": Affine(30, 0, 4e5, 0, -30, 3e6),
-        "classes": spec.classes,
-        "product": Told(),
-    }
-    return MapWriter(path, journal=journal, parts=parts, **(about | more))
+    } | more
+    frame = Frame(Window(0, 0, about["width"], about["height"]), about["crs"], about["transform"])
+    classes = spec.classes
+    return MapWriter(path, journal=journal, parts=parts, frame=frame, classes=classes, product=Told())
 
 
 def write(

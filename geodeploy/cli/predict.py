@@ -67,6 +67,16 @@ def predict(
         int | None,
         typer.Option(metavar="N", help="Give regions of fewer than N pixels to their neighbours."),
     ] = None,
+    confidence: Annotated[
+        bool,
+        typer.Option("--confidence", help="A raster of the chosen class's probability beside the map."),
+    ] = False,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="One of every class's probability, a band each.")
+    ] = False,
+    disagreement: Annotated[
+        bool, typer.Option("--disagreement", help="One of how far overlapping tiles are apart.")
+    ] = False,
     polygons: Annotated[
         Path | None,
         typer.Option(
@@ -117,6 +127,9 @@ def predict(
         PredictOptions,
         smooth=smooth,
         sieve=sieve,
+        confidence=confidence or None,
+        probabilities=probabilities or None,
+        disagreement=disagreement or None,
         derived=derived,
         overwrite=overwrite or None,
         overlap=overlap,

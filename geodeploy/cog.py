@@ -1,0 +1,227 @@
+"""One raster of a run as a Cloud Optimized GeoTIFF: parts joined, overviews made, all read back."""
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import rasterio
+from affine import Affine
+from numpy.typing import NDArray
+from rasterio.crs import CRS
+from rasterio.errors import NotGeoreferencedWarning
+from rasterio.io import MemoryFile
+from rasterio.shutil import copy as rasterio_copy
+from rasterio.windows import Window
+
+from geodeploy.machine import usable_cores
+from geodeploy.products import Product
+from geodeploy.spec import SegmentationClass
+
+BLOCK = 512
+_COLUMNS = 8 * BLOCK
+"""Of what is read back at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Size and place of the rasters that a run writes."""
+
+    window: Window
+    """Of the scene."""
+    crs: CRS | None
+    """None for rasters without one."""
+    transform: Affine
+    """From pixel corner to CRS."""
+
+
+def encode(pixels: NDArray[Any]) -> bytes:
+    """A small GeoTIFF of ``pixels`` (bands, h, w)."""
+    bands, height, width = pixels.shape
+    with quiet(), MemoryFile() as memory:
+        with memory.open(
+            driver="GTiff", count=bands, height=height, width=width, dtype=pixels.dtype,
+            compress="deflate", zlevel=1, tiled=True, blockxsize=BLOCK, blockysize=BLOCK,
+            interleave="band", photometric="minisblack",
+        ) as file:  # fmt: skip
+            file.write(pixels)
+        return bytes(memory.getbuffer())
+
+
+def join(
+    path: Path,
+    product: Product,
+    frame: Frame,
+    files: Mapping[str, Window],
+    *,
+    first: int,
+    counts: NDArray[np.int64],
+    tags: Mapping[str, str],
+    classes: Sequence[SegmentationClass] = (),
+) -> None:
+    """Write a VRT of ``files`` beside it: a COG takes tags and colours from what it is made of.
+
+    Args:
+        path: The VRT.
+        product: What the raster is.
+        frame: Where it lies.
+        files: By their names, what of the scene each shows.
+        first: The number of the product's first band in the files.
+        counts: Pixels of each stored value, (bands, 256).
+        tags: Of the whole file.
+        classes: Give the colours of a class map.
+    """
+    root = ElementTree.Element(
+        "VRTDataset", rasterXSize=str(frame.window.width), rasterYSize=str(frame.window.height)
+    )
+    if frame.crs is not None:
+        ElementTree.SubElement(root, "SRS").text = frame.crs.to_wkt()
+    if frame.transform != Affine.identity():
+        ElementTree.SubElement(root, "GeoTransform").text = ", ".join(
+            map(repr, map(float, frame.transform.to_gdal()))
+        )
+    _add_tags(root, tags)
+    for place, name in enumerate(product.bands):
+        band = ElementTree.SubElement(root, "VRTRasterBand", dataType="Byte", band=str(place + 1))
+        _add_tags(band, _statistics(counts[place], product.nodata))
+        ElementTree.SubElement(band, "Description").text = name
+        ElementTree.SubElement(band, "NoDataValue").text = str(product.nodata)
+        if product.scale != 1:
+            ElementTree.SubElement(band, "Scale").text = repr(product.scale)
+        if classes:
+            _add_colours(band, classes, product.nodata)
+        for file, window in files.items():
+            _add_source(band, file, first + place, window, frame)
+    ElementTree.ElementTree(root).write(path, encoding="utf-8")
+
+
+def _add_tags(element: ElementTree.Element, tags: Mapping[str, str]) -> None:
+    metadata = ElementTree.SubElement(element, "Metadata")
+    for key, value in tags.items():
+        ElementTree.SubElement(metadata, "MDI", key=key).text = value
+
+
+def _statistics(counts: NDArray[np.int64], nodata: int) -> dict[str, str]:
+    """What GDAL would find in a band, from the pixels of each value; nothing without a valid one."""
+    found = {value: int(count) for value, count in enumerate(counts) if count and value != nodata}
+    pixels = sum(found.values())
+    if not pixels:
+        return {}
+    # Whole numbers: the same sums however the map is cut.
+    total = sum(value * count for value, count in found.items())
+    squares = sum(value * value * count for value, count in found.items())
+    return {
+        "STATISTICS_MINIMUM": str(min(found)),
+        "STATISTICS_MAXIMUM": str(max(found)),
+        "STATISTICS_MEAN": f"{total / pixels:.14g}",
+        "STATISTICS_STDDEV": f"{math.sqrt(squares * pixels - total * total) / pixels:.14g}",
+        "STATISTICS_VALID_PERCENT": f"{100 * pixels / int(counts.sum()):.4g}",
+    }
+
+
+def _add_colours(band: ElementTree.Element, classes: Sequence[SegmentationClass], nodata: int) -> None:
+    ElementTree.SubElement(band, "ColorInterp").text = "Palette"
+    table = ElementTree.SubElement(band, "ColorTable")
+    colours = {item.value: (*item.rgb, 255) for item in classes}
+    for number in range(256):
+        absent = (0, 0, 0, 0 if number == nodata else 255)
+        cells = map(str, colours.get(number, absent))
+        entry = dict(zip(("c1", "c2", "c3", "c4"), cells, strict=True))
+        ElementTree.SubElement(table, "Entry", entry)
+
+
+def _add_source(
+    band: ElementTree.Element, file: str, number: int, window: Window, frame: Frame
+) -> None:
+    height, width = str(window.height), str(window.width)
+    row, col = window.row_off - frame.window.row_off, window.col_off - frame.window.col_off
+    source = ElementTree.SubElement(band, "SimpleSource")
+    ElementTree.SubElement(source, "SourceFilename", relativeToVRT="1").text = file
+    ElementTree.SubElement(source, "SourceBand").text = str(number)
+    ElementTree.SubElement(source, "SrcRect", xOff="0", yOff="0", xSize=width, ySize=height)
+    ElementTree.SubElement(source, "DstRect", xOff=str(col), yOff=str(row), xSize=width, ySize=height)
+
+
+def make_cog(joined: Path, cog: Path, product: Product, counts: NDArray[np.int64]) -> None:
+    """Write what is ``joined`` as a COG, and read all of it.
+
+    Raises:
+        OSError: it does not hold as many pixels of each value as ``counts`` (bands, 256) say.
+    """
+    with quiet():
+        rasterio_copy(
+            joined,
+            cog,
+            driver="COG",
+            blocksize=BLOCK,
+            compress="deflate",
+            overview_resampling=product.overviews,
+            statistics="auto",  # those of the joined raster
+            bigtiff="if_safer",
+            num_threads=str(usable_cores()),
+        )
+        # A full disk does not always stop GDAL: what it has written is looked at, all of it.
+        found = np.zeros_like(counts)
+        for blocks in _blocks(cog):
+            for place, values in enumerate(blocks):
+                found[place] += np.bincount(values.ravel(), minlength=256)
+        for level in range(_overviews(cog)):
+            for _ in _blocks(cog, overview_level=level):
+                pass
+    if (found != counts).any():
+        raise OSError("what was written reads otherwise")
+
+
+def _overviews(cog: Path) -> int:
+    with rasterio.open(cog) as dataset:
+        return len(dataset.overviews(1))
+
+
+def _blocks(cog: Path, **level: int) -> Iterator[NDArray[np.uint8]]:
+    """All of a raster, a few of its blocks at a time."""
+    with rasterio.open(cog, **level) as dataset:
+        for row in range(0, dataset.height, BLOCK):
+            for col in range(0, dataset.width, _COLUMNS):
+                rows, cols = min(BLOCK, dataset.height - row), min(_COLUMNS, dataset.width - col)
+                yield dataset.read(window=Window(col, row, cols, rows))
+
+
+def aux_path(raster: Path) -> Path:
+    """The file beside ``raster`` in which GDAL looks for what the format cannot hold."""
+    return raster.with_name(raster.name + ".aux.xml")
+
+
+def write_names(path: Path, classes: Sequence[SegmentationClass]) -> None:
+    """Write an ``.aux.xml`` with the names of ``classes``, which a TIFF cannot carry; QGIS reads it."""
+    root = ElementTree.Element("PAMDataset")
+    band = ElementTree.SubElement(root, "PAMRasterBand", band="1")
+    names = {item.value: item.name for item in classes}
+    categories = ElementTree.SubElement(band, "CategoryNames")
+    for value in range(max(names) + 1):
+        ElementTree.SubElement(categories, "Category").text = names.get(value, "")
+    table = ElementTree.SubElement(band, "GDALRasterAttributeTable", tableType="thematic")
+    # Type 0 integer, 2 string; usage 5 value, 2 name, 6 to 8 red, green, blue (GDAL's gdal_rat.h).
+    columns = (("Value", 0, 5), ("Class", 2, 2), ("Red", 0, 6), ("Green", 0, 7), ("Blue", 0, 8))
+    for place, (title, kind, usage) in enumerate(columns):
+        column = ElementTree.SubElement(table, "FieldDefn", index=str(place))
+        ElementTree.SubElement(column, "Name").text = title
+        ElementTree.SubElement(column, "Type").text = str(kind)
+        ElementTree.SubElement(column, "Usage").text = str(usage)
+    for place, item in enumerate(classes):
+        row = ElementTree.SubElement(table, "Row", index=str(place))
+        for cell in (item.value, item.name, *item.rgb):
+            ElementTree.SubElement(row, "F").text = str(cell)
+    ElementTree.indent(root)
+    ElementTree.ElementTree(root).write(path, encoding="utf-8")
+
+
+class quiet(warnings.catch_warnings):  # noqa: N801
+    """Without rasterio's warning about maps that have no georeference: the scene had none."""
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
