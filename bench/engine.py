@@ -1,11 +1,18 @@
-"""What the engine costs: the best bare session on the same batches, over the wall time of `predict`.
+"""What the engine costs: the least that a map can take, over what `predict` takes.
 
-    python bench/engine.py                  a ViT-S/14 with a UNet decoder, 2240 x 2240 pixels
-    python bench/engine.py --model m.onnx   another model
+    python bench/engine.py                       a ViT-S/14 with a UNet decoder, 2240 x 2240 pixels
+    python bench/engine.py --model light         a few convolutions, at a tenth of the ViT's cost
+    python bench/engine.py --model null          a model that costs nothing
+    python bench/engine.py --model FILE.onnx     another one
 
-The bare session runs as many batches of the same shape in a process of its own, with nothing around;
-the fastest of several settings counts. Bare and predict take turns, so that a machine that slows down
-slows both; a ratio is taken for each turn and the median is quoted.
+Two limits. The first is the bare session: as many batches of the same shape in a process of its own,
+with nothing around; the fastest of several settings counts. Where the model is dear, all else hides
+behind it. Where it is cheap, reading and writing want the same cores: the second limit is the processor
+time of reading the whole scene, of the bare session and of writing the map as a COG, each alone in a
+process, divided by the cores.
+
+All take turns, so that a machine that slows down slows all; a ratio is taken for each turn and the
+median is quoted. Loading the model is left out on both sides.
 """
 
 import argparse
@@ -15,10 +22,18 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from models import make_convolutions, make_null, make_vit_small
 from scenes import make_mosaic
 
+MODELS: dict[str, Callable[[Path], Path]] = {
+    "vit": make_vit_small,
+    "light": lambda path: make_convolutions(path, (32, 32)),
+    "null": make_null,
+}
 BARE = """
 import json, sys, time
 import numpy as np
@@ -31,98 +46,99 @@ session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionPr
 shape = session.get_inputs()[0].shape[1:]
 pixels = np.random.default_rng(0).uniform(0.02, 0.5, (size, *shape)).astype(np.float32)
 session.run(None, {"pixels": pixels})
-begun = time.perf_counter()
+begun, begun_cpu = time.perf_counter(), time.process_time()
 for _ in range(batches):
     session.run(None, {"pixels": pixels})
-print(json.dumps(time.perf_counter() - begun))
+print(json.dumps([time.perf_counter() - begun, time.process_time() - begun_cpu]))
 """
 PREDICT = """
-import sys
-from geodeploy import PredictOptions, predict
-print(predict(sys.argv[2], sys.argv[1], sys.argv[3],
-              options=PredictOptions(overwrite=True, batch=int(sys.argv[4]))).model_dump_json())
+import json, sys, time
+from pathlib import Path
+from geodeploy import PredictOptions
+from geodeploy.engine import map_scene
+from geodeploy.runtime import open_session
+model, scene, output, batch = sys.argv[1:]
+session = open_session(Path(model))
+options = PredictOptions(overwrite=True, batch=int(batch))
+begun_cpu = time.process_time()
+report = map_scene(Path(scene), session, Path(output), options, None)
+cpu_seconds = time.process_time() - begun_cpu
+print(json.dumps(report.model_dump(mode="json") | {"cpu_seconds": cpu_seconds}))
+"""
+READ = """
+import sys, time
+from pathlib import Path
+import rasterio
+from geodeploy.engine import GDAL_CACHE_BYTES
+from geodeploy.raster import open_raster
+names = ("blue", "green", "red", "nir", "swir16", "swir22")
+begun_cpu = time.process_time()
+with rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES):
+    with open_raster(Path(sys.argv[1]), band_names=names) as raster:
+        for window in raster.stripes():
+            raster.read(window)
+print(time.process_time() - begun_cpu)
+"""
+WRITE = """
+import os, sys, time
+import rasterio
+from rasterio.shutil import copy
+begun_cpu = time.process_time()
+copy(sys.argv[1], sys.argv[2], driver="COG", blocksize=512, compress="deflate", num_threads="all_cpus",
+     overviews="ignore_existing", overview_resampling="mode")
+print(time.process_time() - begun_cpu)
 """
 
 
 def main() -> None:
     """Build the model and the scene, take turns, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path)
+    parser.add_argument("--model", default="vit", help=f"{', '.join(MODELS)} or an ONNX file")
     parser.add_argument("--side", type=int, default=2240)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "geodeploy-bench")
     arguments = parser.parse_args()
-    arguments.folder.mkdir(exist_ok=True)
-    model = arguments.model or make_vit_small(arguments.folder / "vit_small.onnx")
-    scene = make_mosaic(
-        arguments.folder / f"mosaic_{arguments.side}_{arguments.side}.tif",
-        arguments.side,
-        arguments.side,
-    )
+    folder, side, name = arguments.folder, arguments.side, arguments.model
+    folder.mkdir(exist_ok=True)
+    model = MODELS[name](folder / f"engine_{name}.onnx") if name in MODELS else Path(name)
+    scene = make_mosaic(folder / f"mosaic_{side}_{side}.tif", side, side)
     cores = len(os.sched_getaffinity(0))
-    settings = [(cores, 1), (cores, 0)]
-    ratios = []
-    print("| turn | predict s | model share | bare s, best of settings | bare / predict |")
-    print("|---|---|---|---|---|")
+    of_bare, of_limit = [], []
+    print(
+        "| turn | predict s | predict CPU s | bare s | bare / predict | CPU s: read | session | write "
+        "| their sum / cores | that / predict |\n" + "|---" * 10 + "|"
+    )
     for turn in range(1, arguments.turns + 1):
-        report = json.loads(
-            call(PREDICT, model, scene, arguments.folder / "engine_map.tif", arguments.batch)
-        )
+        output = folder / "engine_map.tif"
+        report = call(PREDICT, model, scene, output, arguments.batch)
         batches = -(-report["tiles_run"] // report["batch"])
-        bare = min(
-            json.loads(call(BARE, model, batches, report["batch"], threads, spin))
-            for threads, spin in settings
-        )
-        ratios.append(bare / report["seconds"])
+        bare = [call(BARE, model, batches, report["batch"], cores, spinning) for spinning in (1, 0)]
+        session, session_cpu = (min(values) for values in zip(*bare, strict=True))
+        read_cpu, write_cpu = call(READ, scene), call(WRITE, output, folder / "engine_copy.tif")
+        least = (read_cpu + session_cpu + write_cpu) / cores
+        of_bare.append(session / report["seconds"])
+        of_limit.append(least / report["seconds"])
         print(
-            f"| {turn} | {report['seconds']:.2f} | {report['busy']['model']:.1%} | {bare:.2f} | "
-            f"{ratios[-1]:.3f} |",
+            f"| {turn} | {report['seconds']:.2f} | {report['cpu_seconds']:.2f} | {session:.2f} "
+            f"| {of_bare[-1]:.3f} | {read_cpu:.2f} | {session_cpu:.2f} | {write_cpu:.2f} | {least:.2f} "
+            f"| {of_limit[-1]:.3f} |",
             flush=True,
         )
-    print(f"\nmedian {statistics.median(ratios):.3f} over {report['tiles_run']} tiles")
+    print(
+        f"\n{name}, {side} x {side}, {report['tiles_run']} tiles, {cores} cores: "
+        f"median of bare / predict {statistics.median(of_bare):.3f}, "
+        f"of the limit with reading and writing / predict {statistics.median(of_limit):.3f}"
+    )
     print(f"busy in the last turn: {report['busy']}")
 
 
-def make_vit_small(path: Path) -> Path:
-    """A ViT-S/14 for six bands with a UNet decoder and a stem, random weights, as ONNX."""
-    if path.exists():
-        return path
-    import timm
-
-    from geodeploy.export.onnx import write_onnx
-    from geodeploy.spec import Band, ModelSpec, SegmentationClass
-    from geodeploy.train.decoder import UnetDecoder
-    from geodeploy.train.model import TunedModel
-
-    names = ("blue", "green", "red", "nir", "swir16", "swir22")
-    spec = ModelSpec(
-        name="vit-small-random",
-        bands=tuple(Band(name=name, mean=0.2, std=0.1, valid_range=(-0.1, 1.6)) for name in names),
-        tile=224,
-        overlap=32,
-        classes=tuple(
-            SegmentationClass(value=value, name=f"class {value}", color=f"#{value * 60:02x}4080")
-            for value in range(4)
-        ),
-    )
-    vit = timm.create_model(
-        "vit_small_patch14_dinov2", img_size=224, in_chans=6, num_classes=0, global_pool=""
-    )
-    decoder = UnetDecoder(384, 4, 4, 224, channels=(128, 96, 64, 32), bands=6, stem=True)
-    model = TunedModel(
-        vit, decoder, blocks=(2, 5, 8, 11), mean=[0.2] * 6, std=[0.1] * 6, scaling="log"
-    ).eval()
-    write_onnx(model, spec, path)
-    return path
-
-
-def call(code: str, *arguments: object) -> str:
+def call(code: str, *arguments: object) -> Any:
     """What ``code`` prints, run in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)], check=True, capture_output=True, text=True
     )
-    return done.stdout
+    return json.loads(done.stdout)
 
 
 if __name__ == "__main__":
