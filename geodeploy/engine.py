@@ -441,6 +441,8 @@ def _tags(
         "GEODEPLOY_TILE": str(spec.tile),
         "GEODEPLOY_OVERLAP": str(plan.grid.overlap),
         "GEODEPLOY_BLEND": options.blend,
+        "GEODEPLOY_SCENE_SIZE": f"{plan.grid.height} x {plan.grid.width}",
+        "GEODEPLOY_CORNER": f"{plan.window.row_off}, {plan.window.col_off}",
         "GEODEPLOY_BANDS": ",".join(map(str, raster.indexes)),
         "GEODEPLOY_SCALE": repr(options.scale),
         "GEODEPLOY_OFFSET": repr(options.offset),

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict
 
 from geodeploy.dataset import open_dataset
 from geodeploy.errors import ModelError
+from geodeploy.seams import Seams, measure_seams
 from geodeploy.spec import ModelSpec
 
 _PREFIX = "GEODEPLOY_"
@@ -72,10 +73,14 @@ class MapInspection(BaseModel):
     crs: str | None
     tags: dict[str, str]
     """What made it: model, hashes, options."""
+    seams: Seams | None
+    """Whether the borders between its tiles show; None where it holds something else than classes."""
 
     def __str__(self) -> str:
         lines = [f"{self.path}: map, {self.height} x {self.width} pixels, {self.crs or 'no CRS'}"]
         lines += [f"  {name.lower():<14} {value}" for name, value in sorted(self.tags.items())]
+        if self.seams:
+            lines.append(f"  {'tile borders':<14} {self.seams}")
         return "\n".join(lines)
 
 
@@ -123,4 +128,5 @@ def inspect(path: Path | str) -> ModelInspection | MapInspection:
             width=dataset.width,
             crs=dataset.crs.to_string() if dataset.crs else None,
             tags=tags,
+            seams=measure_seams(path) if dataset.descriptions == ("class",) else None,
         )

@@ -423,6 +423,8 @@ def test_the_map_is_a_cog_on_the_scenes_grid_that_says_what_made_it(
         "TILE": "64",
         "OVERLAP": "20",
         "BLEND": "flat",
+        "SCENE_SIZE": "509 x 531",
+        "CORNER": "0, 0",
         "BANDS": "1,2,3,4,5,6",
         "SCALE": "0.9",
         "OFFSET": "0.01",
