@@ -7,7 +7,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, date, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +23,7 @@ from geodeploy.classmap import ClassMap, open_class_map
 from geodeploy.cog import aux_path
 from geodeploy.dataset import open_dataset
 from geodeploy.errors import OutputError
+from geodeploy.spec import SegmentationClass
 from geodeploy.writer import check_output
 
 _EXTENSIONS = {
@@ -130,6 +131,21 @@ def acquisition(name: str) -> datetime | date | None:
     return None
 
 
+def class_objects(classes: Iterable[SegmentationClass]) -> list[dict[str, Any]]:
+    """The ``classes`` as STAC's extension for classifications has them."""
+    return [
+        {
+            "value": item.value,
+            "name": re.sub(r"[^0-9A-Za-z]+", "-", item.name).strip("-").lower()
+            or f"class-{item.value}",
+            "title": item.name,
+            "description": item.name,
+            "color_hint": item.color[1:].upper(),
+        }
+        for item in classes
+    ]
+
+
 def _item(
     source: ClassMap, output: Path, acquired: datetime | date, options: ItemOptions
 ) -> dict[str, Any]:
@@ -221,17 +237,7 @@ def _raster(source: ClassMap) -> dict[str, Any]:
     areas = column_areas(source.crs, source.transform, source.height)
     if areas is not None:
         found["raster:spatial_resolution"] = math.sqrt(areas[-1] / source.height)
-    classes: list[dict[str, Any]] = [
-        {
-            "value": item.value,
-            "name": re.sub(r"[^0-9A-Za-z]+", "-", item.name).strip("-").lower()
-            or f"class-{item.value}",
-            "title": item.name,
-            "description": item.name,
-            "color_hint": item.color[1:].upper(),
-        }
-        for item in source.named
-    ]
+    classes = class_objects(source.named)
     if source.nodata is not None:
         found["nodata"] = source.nodata
         if classes:

@@ -16,8 +16,8 @@ def export(
 ) -> "ParityReport":
     """Write the model of ``run`` as one ONNX file with its description inside, if it does the same.
 
-    Beside it goes ``<name>.parity.json``. Outside the tolerances no model is written, only that report,
-    as ``<name>.refused.json``.
+    Beside it go ``<name>.parity.json`` and ``<name>.stac.json``, a STAC item. Outside the tolerances no
+    model is written, only that report, as ``<name>.refused.json``.
 
     Args:
         run: A folder that `geodeploy.train` made.

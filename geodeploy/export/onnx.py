@@ -10,8 +10,10 @@ import onnx
 import torch
 
 from geodeploy.errors import ParityError
+from geodeploy.export.item import write_model_item
 from geodeploy.export.merge import merge_checked
 from geodeploy.export.parity import ParityReport, report_on
+from geodeploy.item import item_path
 from geodeploy.spec import METADATA_KEY, ModelSpec, Parity
 from geodeploy.train.model import TunedModel
 from geodeploy.train.run import load_run
@@ -49,8 +51,12 @@ def export_run(run: Path, output: Path, *, overwrite: bool) -> ParityReport:
                 f"{refusal} says more."
             )
         parity = Parity(argmax_agreement=report.exported.argmax_agreement, report_sha256=report.sha256)
-        describe(draft, tuned.spec.model_copy(update={"parity": parity}))
+        spec = tuned.spec.model_copy(update={"parity": parity})
+        describe(draft, spec)
+        parameters = sum(weights.numel() for weights in merged.parameters())
+        item = write_model_item(spec, draft, parameters=parameters)
         (folder / "parity.json").replace(output.with_suffix(".parity.json"))
+        item.replace(item_path(output))
         draft.replace(output)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -96,6 +96,8 @@ def test_the_same_run_exports_to_the_same_bytes(exported: tuple[Path, Path], tmp
     run, model = exported
     export(run, tmp_path / "again.onnx")
     assert (tmp_path / "again.onnx").read_bytes() == model.read_bytes()
+    item, again = model.with_suffix(".stac.json"), tmp_path / "again.stac.json"
+    assert again.read_text().replace("again", "model") == item.read_text()
 
 
 def test_an_existing_model_is_kept_unless_told_otherwise(exported: tuple[Path, Path]) -> None:
@@ -105,7 +107,11 @@ def test_an_existing_model_is_kept_unless_told_otherwise(exported: tuple[Path, P
         export(run, model)
     assert model.read_bytes() == before
     export(run, model, overwrite=True)
-    assert sorted(item.name for item in model.parent.iterdir()) == ["model.onnx", "model.parity.json"]
+    assert sorted(item.name for item in model.parent.iterdir()) == [
+        "model.onnx",
+        "model.parity.json",
+        "model.stac.json",
+    ]
 
 
 def test_what_was_exported_verifies(exported: tuple[Path, Path]) -> None:
