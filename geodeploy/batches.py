@@ -8,7 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from geodeploy.blend import check_finite, check_probabilities, softmax
+from geodeploy.blend import (
+    are_finite,
+    are_probabilities,
+    check_finite,
+    check_probabilities,
+    softmax,
+)
 from geodeploy.raster import Raster, Stripe
 from geodeploy.runtime import Session
 from geodeploy.spec import ModelSpec
@@ -97,15 +103,37 @@ def stack_tiles(
 
 
 def probabilities(session: Session, batch: Batch) -> NDArray[np.float32]:
-    """What the model says of each place in ``batch.pixels``: (size, K, tile, tile), summing to 1."""
-    run = batch.run
-    if not run:
-        return np.empty(
-            (0, len(session.spec.classes), session.spec.tile, session.spec.tile), np.float32
-        )
-    outputs = session.run(batch.pixels)[: len(run)]
-    check_finite(outputs, run)
+    """What the model says of each place in ``batch.pixels``: (size, K, tile, tile), summing to 1.
+
+    Raises:
+        ModelError: it is no number, or no probability.
+    """
+    outputs = _outputs(session, batch)
+    check_finite(outputs, batch.run)
     if session.spec.output == "logits":
         return softmax(outputs)
     check_probabilities(outputs)
     return outputs
+
+
+def answers(session: Session, batch: Batch) -> tuple[NDArray[np.float32], dict[int, str]]:
+    """The `probabilities`, and what is wrong with those of a place, which are not to be looked at."""
+    outputs = _outputs(session, batch)
+    faults = {}
+    for place, values in enumerate(outputs):
+        if not are_finite(values):
+            faults[place] = "The model returned NaN or infinity"
+        elif session.spec.output != "logits" and not are_probabilities(values[np.newaxis]):
+            faults[place] = "The model returned what are no probabilities"
+        else:
+            continue
+        outputs[place] = 0
+    return (softmax(outputs) if session.spec.output == "logits" else outputs), faults
+
+
+def _outputs(session: Session, batch: Batch) -> NDArray[np.float32]:
+    run = batch.run
+    if not run:
+        shape = 0, len(session.spec.classes), session.spec.tile, session.spec.tile
+        return np.empty(shape, np.float32)
+    return session.run(batch.pixels)[: len(run)]

@@ -105,6 +105,22 @@ def mix(
     return mixed
 
 
+def reweigh(
+    before: NDArray[np.float64], new: NDArray[np.float64], share: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """The ``share`` of a tile where not all tiles have an answer, and what is ``before`` for the next.
+
+    ``before`` and ``new`` say, from 0 to 1, which part of the weights of the earlier tiles and of the
+    new one belongs to tiles with an answer. Where that is all of both the share stays what it was.
+    """
+    if (before == 1).all() and (new == 1).all():
+        return share, new
+    counted = new * share.astype(np.float64)
+    heard = before * (1 - share.astype(np.float64)) + counted
+    part = np.divide(counted, heard, out=np.zeros_like(heard), where=heard > 0)
+    return part.astype(np.float32), heard
+
+
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     """Probabilities of logits (B, K, H, W), over K."""
     probs: NDArray[np.float32] = logits - logits.max(axis=1, keepdims=True)
@@ -137,16 +153,18 @@ class Block:
     valid: NDArray[np.bool_]
     """(h, w): where the scene has data."""
     disagreement: NDArray[np.float32] | None = None
-    """(h, w), 0 to 1: how far the tiles that cover a pixel are apart; NaN where one alone does. None
-    unless it was asked for."""
+    """(h, w), 0 to 1: how far the tiles that cover a pixel are apart; NaN where one alone does, or one
+    of them has no answer. None unless it was asked for."""
+    answered: NDArray[np.bool_] | None = None
+    """(h, w): where a tile took part; None for everywhere."""
 
 
 class Mosaic:
     """The map as it grows: tiles go in by rows from the top left, final blocks come out.
 
     Memory: P x overlap x width x 4 bytes of seam to the next row of tiles and P x tile² x 8 bytes
-    of seam to the next tile, the width being that of the region; P is the number of classes, and one
-    more with the disagreement. Nothing grows with the height.
+    of seam to the next tile, the width being that of the region; P is the number of classes and two,
+    and one more with the disagreement. Nothing grows with the height.
 
     Args:
         grid: Where the tiles lie.
@@ -183,9 +201,17 @@ class Mosaic:
         self._below = np.zeros((planes, grid.overlap, width), np.float32)
         # Mean of the tiles to the left, over the columns that the next tile also covers.
         self._right = np.zeros((planes, grid.tile, grid.overlap), np.float32)
+        # Of the weights of all tiles so far, the part that those with an answer have.
+        self._heard_below = np.ones((grid.overlap, width))
+        self._heard_right = np.ones((grid.tile, grid.overlap))
 
     def add(
-        self, tile: Tile, probs: NDArray[np.float32] | None, valid: NDArray[np.bool_]
+        self,
+        tile: Tile,
+        probs: NDArray[np.float32] | None,
+        valid: NDArray[np.bool_],
+        *,
+        failed: bool = False,
     ) -> Block | None:
         """Take the next tile of the region; return what it settles, None outside the region.
 
@@ -194,6 +220,7 @@ class Mosaic:
             probs: Probabilities (K, tile, tile), padding included; overwritten. None for a tile
                 without data.
             valid: (height, width) of the tile's window, True where the scene has data.
+            failed: Whether the tile takes no part, for want of an answer: ``probs`` is None then.
         """
         rows, cols, seam = tile.rows, tile.cols, self._grid.overlap
         height, width = rows.stop - rows.begin, cols.stop - cols.begin
@@ -204,31 +231,38 @@ class Mosaic:
             mean = probs[:, top : top + height, left : left + width]
         if self._disagreement:
             mean = np.concatenate([mean, np.zeros((1, height, width), np.float32)])
+        heard = np.full((height, width), 0.0 if failed else 1.0)
 
         if cols.begin > 0 and seam:
             share = self._shares[self._place(cols)]
+            share, heard[:, :seam] = reweigh(self._heard_right[:height], heard[:, :seam], share)
             mean[:, :, :seam] = self._mixed(self._right[:, :height], mean[:, :, :seam], share)
         final = cols.settled - cols.begin
         if final < width:
             self._right[:, :height] = mean[:, :, final:]
-        mean = mean[:, :, :final]
+            self._heard_right[:height] = heard[:, final:]
+        mean, heard = mean[:, :, :final], heard[:, :final]
 
         here = slice(cols.begin - self._col, cols.settled - self._col)
         if rows.begin > 0 and seam:
             share = self._shares[self._place(rows)][:, np.newaxis]
+            share, heard[:seam] = reweigh(self._heard_below[:, here], heard[:seam], share)
             mean[:, :seam] = self._mixed(self._below[:, :, here], mean[:, :seam], share)
         final = rows.settled - rows.begin
         if final < height:
             self._below[:, :, here] = mean[:, final:]
-        mean = mean[:, :final]
+            self._heard_below[:, here] = heard[final:]
+        mean, heard = mean[:, :final], heard[:final]
 
         if rows.begin < self._region.first_row or cols.begin < self._region.first_col:
             return None
         inside = valid[-height:, -width:][:final, : mean.shape[2]]
+        answered = None if heard.all() else heard > 0
         if not self._disagreement:
-            return Block(rows.begin, cols.begin, mean, inside)
+            return Block(rows.begin, cols.begin, mean, inside, answered=answered)
         apart = self._apart(tile, mean[-1])
-        return Block(rows.begin, cols.begin, mean[:-1], inside, apart)
+        apart[heard < 1] = np.nan  # the pairs that there are have other weights
+        return Block(rows.begin, cols.begin, mean[:-1], inside, apart, answered)
 
     def _mixed(
         self, mean: NDArray[np.float32], new: NDArray[np.float32], share: NDArray[np.float32]
@@ -254,11 +288,22 @@ class Mosaic:
         return min(span.begin // self._grid.stride, len(self._shares) - 1)
 
 
+def are_finite(outputs: NDArray[np.float32]) -> bool:
+    """Whether there is neither NaN nor infinity among them."""
+    # One pass without a temporary array: a sum hides neither, but may overflow itself.
+    return bool(np.isfinite(outputs.sum()) or np.isfinite(outputs).all())
+
+
+def are_probabilities(outputs: NDArray[np.float32]) -> bool:
+    """Whether ``outputs`` (B, K, H, W) are, over K."""
+    # Half-precision graphs miss one by a thousandth or two.
+    return bool(outputs.min() >= -0.01 and np.abs(outputs.sum(axis=1) - 1).max() <= 0.01)
+
+
 def check_probabilities(outputs: NDArray[np.float32]) -> None:
     """Raise ModelError where what should be probabilities (B, K, H, W) is not, over K."""
-    sums = outputs.sum(axis=1)
-    # Half-precision graphs miss one by a thousandth or two.
-    if outputs.min() < -0.01 or np.abs(sums - 1).max() > 0.01:
+    if len(outputs) and not are_probabilities(outputs):
+        sums = outputs.sum(axis=1)
         raise ModelError(
             f"The model returned values from {outputs.min():.3g} to {outputs.max():.3g} that sum to "
             f"{sums.min():.3g} to {sums.max():.3g} over the classes; its description says "
@@ -268,7 +313,7 @@ def check_probabilities(outputs: NDArray[np.float32]) -> None:
 
 def check_finite(outputs: NDArray[np.float32], tiles: Sequence[Tile]) -> None:
     """Raise ModelError, naming the tile, where the model returned NaN or infinity."""
-    if np.isfinite(outputs.sum()):  # one pass without a temporary array; a sum hides neither
+    if are_finite(outputs):
         return
     for tile, values in zip(tiles, outputs, strict=False):
         if not np.isfinite(values).all():

@@ -4,7 +4,7 @@ Memory does not depend on the scene's height. Beyond the model's own session it 
 
     stripes   (tile + 4 x 256) rows x width x (bands x bytes a stored value + 1 for validity);
               four of the file's own blocks where those are taller than 256 rows
-    seams     classes x overlap x width x 4; with the disagreement as for one class more
+    seams     (classes + 2) x overlap x width x 4; with the disagreement as for one class more
     batches   3 x batch x tile² x (bands + 2 x classes) x 4: one is stacked, one runs, one is blended
     map       about 512 rows x width, twice; as much for each band of the rasters beside it
     GDAL      its block cache, 16 MiB
@@ -32,17 +32,18 @@ from geodeploy import __version__
 from geodeploy.ahead import read_ahead
 from geodeploy.aoi import Area, find_area
 from geodeploy.area import class_extents, column_areas
-from geodeploy.batches import Batch, cut_tiles, probabilities, stack_tiles
+from geodeploy.batches import Batch, answers, cut_tiles, probabilities, stack_tiles
 from geodeploy.blend import Block, Mosaic
 from geodeploy.clean import CleanOptions, clean_raster
 from geodeploy.cog import Frame
 from geodeploy.errors import GridError
+from geodeploy.holes import Holes
 from geodeploy.machine import Stopwatch, peak_memory_bytes
 from geodeploy.options import PredictOptions, Progress
 from geodeploy.parts import ROWS, Journal, Part, identify, missing_regions, plan_parts
 from geodeploy.products import ClassMap, Confidence, Disagreement, Probabilities, Product
 from geodeploy.raster import Raster, check_range, ground_sample_distance_m, open_raster
-from geodeploy.report import BusyShares, ClassArea, Report, UnseenShare
+from geodeploy.report import BusyShares, ClassArea, Hole, Report, UnseenShare
 from geodeploy.runtime import Session
 from geodeploy.spec import ModelSpec
 from geodeploy.tiles import TileGrid
@@ -86,17 +87,21 @@ def map_scene(
         job = _job(session, raster, options, plan)
         # An array in memory is gone with the run.
         keep = keep and bool(raster.files())
-        with Journal(output, job, parts=len(plan.parts), keep=keep) as journal:
+        with Journal(
+            output, job, parts=len(plan.parts), keep=keep, holes=options.on_error == "skip"
+        ) as journal:
             kept = sum(plan.parts[number].pixels for number in journal.done)
             writer = _writer(output, journal, raster, spec, plan)
             _map_missing(raster, session, plan, journal, writer, options, stages, progress)
             unseen = sum_unseen(spec.bands, [noted["unseen"] for noted in journal.done.values()])
-            tags = _tags(session, raster, options, plan, unseen)
+            holes = _holes(journal)
+            failed = sum(noted["failed"] for noted in journal.done.values())
+            tags = _tags(session, raster, options, plan, unseen, holes)
             with stages.write:
                 writer.finish(tags | (plan.cleaning.tags if plan.cleaning else {}))
             counts = writer.counts()
             stored = {product.name: writer.counts(product) for product in plan.others}
-    if not counts[spec.class_values].any():
+    if not counts[spec.class_values].any() and not holes:
         notes.append(f"{source.name} holds no valid pixel: the whole map is nodata.")
         log.warning(notes[-1])
     elif "disagreement" in stored and not stored["disagreement"][:, : spec.nodata].any():
@@ -105,7 +110,10 @@ def map_scene(
     for note in _unseen_notes(source.name, unseen):
         notes.append(note)
         log.warning(note)
-    return _report(source, output, session, raster, options, plan, stages, kept, counts, unseen, notes)
+    report = _report(
+        source, output, session, raster, options, plan, stages, kept, counts, unseen, notes
+    )
+    return report.model_copy(update={"holes": holes, "tiles_failed": failed})
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,13 +189,14 @@ def _map_missing(
 ) -> None:
     """Map and save the parts that the journal does not have, region by region."""
     spec, grid, area = session.spec, plan.grid, plan.area
+    holes = Holes(area)
     regions = list(missing_regions(grid, plan.parts, journal.done))
     windows = (window for region, _ in regions for window in raster.stripes(region.source))
     read = stages.read.timed(raster.read)
     with closing(read_ahead(read, windows, workers=options.readers, ahead=_AHEAD)) as stripes:
         for region, missing in regions:
             unseen = UnseenCount(raster, spec.bands, region)
-            cut = cut_tiles(stripes, region)
+            cut = cut_tiles(holes.watch(stripes), region)
             counted = map(unseen.add, area.needed(cut) if area else cut)
             batches = stack_tiles(counted, raster, spec, size=plan.batch)
             mosaic = Mosaic(
@@ -197,7 +206,8 @@ def _map_missing(
                 blend=options.blend,
                 disagreement=options.disagreement,
             )
-            with closing(_settle(batches, session, mosaic, stages)) as settled:
+            skip = options.on_error == "skip"
+            with closing(_settle(batches, session, mosaic, stages, holes, skip=skip)) as settled:
                 for whole in settled:
                     block = area.cut(whole) if area else whole
                     with stages.write:
@@ -205,7 +215,13 @@ def _map_missing(
                             continue
                         part = missing.pop(0)
                         settling = grid.part(part.rows, part.cols).window
-                        writer.save(part, {"unseen": unseen.take(settling)})
+                        found, failed = holes.take(part.window, settling)
+                        facts = {
+                            "unseen": unseen.take(settling),
+                            "holes": [hole.model_dump() for hole in found],
+                            "failed": failed,
+                        }
+                        writer.save(part, facts)
                     if progress:
                         done = sum(plan.parts[number].pixels for number in journal.done)
                         total = sum(part.pixels for part in plan.parts)
@@ -295,39 +311,54 @@ class Stages:
         return time.perf_counter() - self._begun
 
 
+def _holes(journal: Journal) -> tuple[Hole, ...]:
+    """Those of all parts, from the top."""
+    noted = [Hole(**hole) for facts in journal.done.values() for hole in facts["holes"]]
+    return tuple(sorted(noted, key=lambda hole: (hole.row, hole.column)))
+
+
 def _settle(
-    batches: Iterable[Batch], session: Session, mosaic: Mosaic, stages: Stages
+    batches: Iterable[Batch],
+    session: Session,
+    mosaic: Mosaic,
+    stages: Stages,
+    holes: Holes,
+    *,
+    skip: bool,
 ) -> Generator[Block, None, None]:
     """The blocks of the map that the ``batches`` settle, one by one.
 
     The model works on the next batch in a thread of its own while the last one is blended and written.
+    With ``skip`` the tiles for which it has no answer are left out.
     """
 
-    def infer(batch: Batch) -> tuple[Batch, NDArray[np.float32]]:
-        return batch, probabilities(session, batch)
+    def infer(batch: Batch) -> tuple[Batch, NDArray[np.float32], dict[int, str]]:
+        return batch, *(answers(session, batch) if skip else (probabilities(session, batch), {}))
 
     timed = stages.model.timed(infer)
     with closing(read_ahead(timed, batches, workers=1, ahead=_BATCHES_AHEAD)) as inferred:
-        for batch, probs in inferred:
+        for batch, probs, faults in inferred:
             stages.tiles_run += len(batch.run)
             stages.tiles_skipped += len(batch.members) - len(batch.run)
             for tile, valid, place in batch.members:
+                fault = None if place is None else faults.get(place)
+                answer = None if place is None or fault else probs[place]
                 with stages.blend:
-                    block = mosaic.add(tile, None if place is None else probs[place], valid)
+                    block = mosaic.add(tile, answer, valid, failed=fault is not None)
                 if block is not None:
-                    yield block
+                    yield holes.without(block, fault)
 
 
 def _most_columns(raster: Raster, spec: ModelSpec, overlap: int, others: Sequence[Product]) -> int:
     """How wide a panel may be for all that is as wide to stay within `PANEL_BYTES`."""
     rows = min(spec.tile + (_AHEAD + 2) * raster.stripe_rows, raster.height)
     stripes = rows * (len(spec.bands) * raster.dtype.itemsize + 1)
-    planes = len(spec.classes) + any(isinstance(product, Disagreement) for product in others)
+    planes = len(spec.classes) + 2 + any(isinstance(product, Disagreement) for product in others)
     written = 2 * ROWS * sum(len(product.bands) for product in others)
     return PANEL_BYTES // (stripes + 4 * planes * overlap + written)
 
 
-_INDIFFERENT = {"overwrite", "batch", "device", "derived", "readers", "threads"}
+_INDIFFERENT = {"overwrite", "on_error", "batch", "device", "derived", "readers", "threads"}
 """Options that change no byte of the map. The device that was used does, and is looked at itself."""
 _RESOLVED = {"scale", "offset"}
 """Options that are looked at together with what the file says."""
@@ -379,6 +410,7 @@ def opened(source: Path, spec: ModelSpec, options: PredictOptions) -> Iterator[R
         scale=options.scale,
         offset=options.offset,
         gsd_m=asked_gsd_m(options, spec),
+        skip=options.on_error == "skip",
     ) as raster:
         check_range(raster, spec.bands)
         yield raster
@@ -428,6 +460,7 @@ def _tags(
     options: PredictOptions,
     plan: Plan,
     unseen: Sequence[UnseenShare] | None,
+    holes: Sequence[Hole],
 ) -> dict[str, str]:
     """What made the map. No time, path or machine: the same job gives the same bytes."""
     spec = session.spec
@@ -451,4 +484,5 @@ def _tags(
         "GEODEPLOY_CLASSES": "; ".join(f"{item.value} {item.name}" for item in spec.classes),
         "GEODEPLOY_LICENCE": spec.licence,
         "GEODEPLOY_UNSEEN": _unseen_tag(unseen),
+        "GEODEPLOY_HOLES": str(sum(hole.pixels for hole in holes)),
     }

@@ -1,14 +1,21 @@
 """Read bands of one file as they lie on the raster's grid."""
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise, product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from affine import Affine
 from numpy.typing import NDArray
+from rasterio._err import CPLE_OutOfMemoryError
 from rasterio.crs import CRS
+from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
+from geodeploy.dataset import reason
 from geodeploy.resample import Axis, resample
 
 _SOURCE_ROWS = 512
@@ -23,6 +30,14 @@ class Grid:
     transform: Affine
     height: int
     width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What could not be read."""
+
+    window: Window
+    cause: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +67,43 @@ class Layer:
     axes: tuple[Axis, Axis] | None = None
     """The raster's rows and columns among the file's; None where the grids are one."""
 
-    def read(self, dataset: Any, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Stored values (bands, h, w) and valid pixels (h, w) of ``window`` of the raster."""
+    def read(
+        self, dataset: Any, window: Window, *, skip: bool = False
+    ) -> tuple[NDArray[Any], NDArray[np.bool_], list[Loss]]:
+        """Stored values (bands, h, w) and valid pixels (h, w) of ``window`` of the raster.
+
+        With ``skip`` the pixels of blocks that cannot be read are not valid, and listed.
+
+        Raises:
+            RasterioError: the file breaks off or cannot be decoded there.
+        """
         if self.axes is None:
-            return self._as_stored(dataset, window)
-        return self._resampled(dataset, window, *self.axes)
+            return self._source(dataset, window, skip)
+        return self._resampled(dataset, window, *self.axes, skip)
+
+    def _source(
+        self, dataset: Any, window: Window, skip: bool
+    ) -> tuple[NDArray[Any], NDArray[np.bool_], list[Loss]]:
+        try:
+            return *self._as_stored(dataset, window), []
+        except RasterioError as error:
+            if not skip:
+                raise
+            _check_is_of_the_file(error)
+        shape = (int(window.height), int(window.width))
+        stored, valid = np.zeros((len(self.indexes), *shape), self.dtype), np.zeros(shape, bool)
+        losses = []
+        for piece in _blocks(dataset, window):
+            row, col = piece.row_off - window.row_off, piece.col_off - window.col_off
+            part = np.s_[row : row + piece.height, col : col + piece.width]
+            try:
+                stored[:, *part], valid[part] = self._as_stored(dataset, piece)
+            except RasterioError as error:
+                _check_is_of_the_file(error)
+                # GDAL counts scanlines and bytes: without them a hundred blocks have one cause.
+                why = re.sub(r"\d+", "N", reason(error))
+                losses.append(Loss(piece, f"{Path(self.path).name} cannot be read ({why})"))
+        return stored, valid, losses
 
     def _as_stored(self, dataset: Any, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         if self.one_type:
@@ -85,22 +132,28 @@ class Layer:
         return valid
 
     def _resampled(
-        self, dataset: Any, window: Window, rows: Axis, cols: Axis
-    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        self, dataset: Any, window: Window, rows: Axis, cols: Axis, skip: bool
+    ) -> tuple[NDArray[Any], NDArray[np.bool_], list[Loss]]:
         stored = np.zeros((len(self.indexes), window.height, window.width), self.dtype)
         valid = np.zeros((window.height, window.width), bool)
+        losses: list[Loss] = []
         left, right = cols.covered(window.col_off, window.col_off + window.width)
         top, bottom = rows.covered(window.row_off, window.row_off + window.height)
         if left == right:
-            return stored, valid
+            return stored, valid, losses
         first, last = cols.needed(left, right)
         step = max(1, int(_SOURCE_ROWS / rows.step))
         for begin in range(top, bottom, step):
             end = min(begin + step, bottom)
             above, below = rows.needed(begin, end)
-            source, present = self._as_stored(
-                dataset, Window(first, above, last - first, below - above)
+            source, present, lost = self._source(
+                dataset, Window(first, above, last - first, below - above), skip
             )
+            for loss in lost:
+                row, end_row = rows.within(loss.window.row_off, loss.window.height, begin, end)
+                col, end_col = cols.within(loss.window.col_off, loss.window.width, left, right)
+                if row < end_row and col < end_col:
+                    losses.append(Loss(Window(col, row, end_col - col, end_row - row), loss.cause))
             part = np.s_[
                 begin - window.row_off : end - window.row_off,
                 left - window.col_off : right - window.col_off,
@@ -114,4 +167,27 @@ class Layer:
                     corner=(above, first),
                     window=(slice(begin, end), slice(left, right)),
                 )
-        return stored, valid
+        return stored, valid, losses
+
+
+def _blocks(dataset: Any, window: Window) -> Iterator[Window]:
+    """``window`` in pieces, none of which lies in two of the file's blocks."""
+    height, width = map(max, zip(*dataset.block_shapes, strict=True))
+    tops = _cuts(window.row_off, window.height, height)
+    lefts = _cuts(window.col_off, window.width, width)
+    for (top, bottom), (left, right) in product(tops, lefts):
+        yield Window(left, top, right - left, bottom - top)
+
+
+def _cuts(start: int, length: int, block: int) -> list[tuple[int, int]]:
+    edges = [start, *range((start // block + 1) * block, start + length, block), start + length]
+    return list(pairwise(edges))
+
+
+def _check_is_of_the_file(error: BaseException) -> None:
+    """Raise ``error`` again if the machine and not the file is at fault."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, CPLE_OutOfMemoryError):
+            raise error
+        cause = cause.__cause__

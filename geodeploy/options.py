@@ -72,6 +72,10 @@ class PredictOptions(BaseModel):
     """Write how far overlapping tiles are apart, ``<map>_disagreement.tif``."""
     derived: DerivedOptions = DerivedOptions()
     """What to make of the map beside it."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """``skip`` leaves out what cannot be read, and what the model answers with NaN or infinity: such
+    holes are nodata, and the report lists them. Of several scenes it leaves out those that cannot be
+    mapped at all."""
     overwrite: bool = False
     """Replace a map that exists, what lies beside it and what is made of it."""
     readers: PositiveInt = 2

@@ -95,12 +95,21 @@ class Journal:
         job: What the map's bytes depend on, by names that the user knows.
         parts: How many make the map.
         keep: Whether the parts of a run that ends early are of use to another one.
+        holes: Whether parts with holes are of use; without it they are made again.
 
     Raises:
         OutputError: the folder cannot be written, or another run writes the same map.
     """
 
-    def __init__(self, output: Path, job: Mapping[str, str], *, parts: int, keep: bool = True) -> None:
+    def __init__(
+        self,
+        output: Path,
+        job: Mapping[str, str],
+        *,
+        parts: int,
+        keep: bool = True,
+        holes: bool = False,
+    ) -> None:
         self.folder = _folder(output)
         self.done: dict[int, dict[str, Any]] = {}
         """What was noted of each part that is whole."""
@@ -108,6 +117,7 @@ class Journal:
         self._job = dict(job)
         self._parts = parts
         self._keep = keep
+        self._holes = holes
         self._list = self.folder / _LIST
 
     def __enter__(self) -> Self:
@@ -190,6 +200,8 @@ class Journal:
         found = lines[0].get("job") if lines else None
         if found == self._job:
             noted = self._noted()
+            if not self._holes:
+                noted = self._without_holes(noted)
             self.done = {number: line for number, line in noted.items() if self._is_whole(line)}
             if damaged := sorted(noted.keys() - self.done.keys()):
                 log.warning(
@@ -221,6 +233,20 @@ class Journal:
     def _noted(self) -> dict[int, dict[str, Any]]:
         lines = _read(self._list)
         return {line["part"]: line for line in lines if {"part", "files"} <= line.keys()}
+
+    def _without_holes(self, noted: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
+        kept = {
+            number: line
+            for number, line in noted.items()
+            if not line.get("holes") and not line.get("failed")
+        }
+        if torn := sorted(noted.keys() - kept.keys()):
+            log.warning(
+                "Parts of %s that have holes are made again: %s.",
+                self._output.name,
+                ", ".join(map(str, torn)),
+            )
+        return kept
 
     def _is_whole(self, noted: Mapping[str, Any]) -> bool:
         """Whether the files of a part are as they were when it was noted."""

@@ -20,7 +20,7 @@ from geodeploy.asset import Asset, Source
 from geodeploy.bands import landsat_number, match_bands
 from geodeploy.dataset import open_dataset, open_quietly, reading
 from geodeploy.errors import GridError, RangeError, SourceError
-from geodeploy.layer import Grid, Layer
+from geodeploy.layer import Grid, Layer, Loss
 from geodeploy.resample import Axis
 from geodeploy.source import alpha_bands, find_source
 from geodeploy.spec import Band
@@ -41,6 +41,8 @@ class Stripe:
     """(C, rows, width) in the file's own type: half to a quarter of what float32 would take."""
     valid: NDArray[np.bool_]
     """(rows, width), True where every band holds data."""
+    losses: Sequence[Loss] = ()
+    """What could not be read, and is not valid."""
 
 
 @dataclass(slots=True)
@@ -71,6 +73,8 @@ class Raster:
     """Whether neither the file nor the user gives a scale or an offset."""
     notes: list[str]
     """What the user should know about how the scene was read."""
+    skip: bool = False
+    """Whether what cannot be read is left out as not valid."""
     _local: threading.local = field(default_factory=threading.local)
     _handles: list[Any] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -100,18 +104,19 @@ class Raster:
         """The stored values and the valid pixels of ``window``.
 
         Raises:
-            SourceError: the file breaks off or cannot be decoded there.
+            SourceError: the file breaks off or cannot be decoded there, and ``skip`` is not set.
         """
         if len(self.layers) == 1:
-            stored, valid = self._read_layer(0, window)
-            return Stripe(window.row_off, window.col_off, stored, valid)
+            return Stripe(window.row_off, window.col_off, *self._read_layer(0, window))
         shape = (int(window.height), int(window.width))
         stored = np.empty((len(self.indexes), *shape), self.dtype)
         valid = np.ones(shape, bool)
+        losses: list[Loss] = []
         for number, layer in enumerate(self.layers):
-            stored[layer.places], present = self._read_layer(number, window)
+            stored[layer.places], present, lost = self._read_layer(number, window)
             valid &= present
-        return Stripe(window.row_off, window.col_off, stored, valid)
+            losses += lost
+        return Stripe(window.row_off, window.col_off, stored, valid, losses)
 
     def read_pixels(self, window: Window) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """``window`` in the spec's units, float32 (C, h, w), and the valid pixels (h, w).
@@ -137,10 +142,12 @@ class Raster:
                 dataset.close()
             self._handles.clear()
 
-    def _read_layer(self, number: int, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    def _read_layer(
+        self, number: int, window: Window
+    ) -> tuple[NDArray[Any], NDArray[np.bool_], list[Loss]]:
         layer = self.layers[number]
         with reading(layer.path, window):
-            return layer.read(self._dataset(number), window)
+            return layer.read(self._dataset(number), window, skip=self.skip)
 
     def _dataset(self, number: int) -> Any:
         datasets: dict[int, Any] = self._local.__dict__.setdefault("datasets", {})
@@ -160,6 +167,7 @@ def open_raster(
     scale: float | Sequence[float] = 1.0,
     offset: float | Sequence[float] = 0.0,
     gsd_m: float | None = None,
+    skip: bool = False,
 ) -> Iterator[Raster]:
     """The bands ``band_names`` of the scene at ``path``, in that order, on one grid.
 
@@ -174,6 +182,7 @@ def open_raster(
             or one a band in model order.
         offset: What is added then.
         gsd_m: Metres a pixel; None for those of the scene.
+        skip: Whether blocks that cannot be read are left out as not valid.
 
     Raises:
         SourceError: a file is missing or not a raster, or the files do not fit together.
@@ -182,6 +191,7 @@ def open_raster(
     """
     source = find_source(path, with_alpha=select is not None)
     raster = _open(source, band_names, select, scale, offset, gsd_m)
+    raster.skip = skip
     try:
         yield raster
     finally:

@@ -69,6 +69,19 @@ class BusyShares(_Frozen):
     write: float
 
 
+class Hole(_Frozen):
+    """A rectangle of the map that could not be computed and is nodata."""
+
+    row: int
+    """Of the map, its first."""
+    column: int
+    height: int
+    width: int
+    pixels: int
+    """Of them, those that would have a class: not in an area alone, nor where the scene has no data."""
+    cause: str
+
+
 class Report(_Frozen):
     """One scene, mapped."""
 
@@ -93,6 +106,10 @@ class Report(_Frozen):
     tiles_run: int
     tiles_skipped: int
     """Tiles without a valid pixel, which cost no forward pass."""
+    tiles_failed: int = 0
+    """Tiles whose answer was left out; where others overlap them these alone count."""
+    holes: tuple[Hole, ...] = ()
+    """What could not be read, or has no answer of the model, with ``on_error="skip"``."""
     pixels_kept: int
     """Of the map, made by an earlier run that was stopped."""
     seconds: float
@@ -106,6 +123,16 @@ class Report(_Frozen):
     warnings: tuple[str, ...]
     derived: tuple[Path, ...] = ()
     """Files that were made of the map."""
+
+    @property
+    def hole_pixels(self) -> int:
+        """Pixels of the map that are nodata for being holes."""
+        return sum(hole.pixels for hole in self.holes)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing failed."""
+        return not self.holes and not self.tiles_failed
 
     def __str__(self) -> str:
         lines = [
@@ -126,6 +153,12 @@ class Report(_Frozen):
         if self.nodata_pixels:
             share = self.nodata_pixels / (self.height * self.width)
             lines.append(f"       {'(no data)':<20} {share:6.1%} of the scene")
+        if not self.is_whole:
+            causes = "; ".join(dict.fromkeys(hole.cause for hole in self.holes))
+            lines.append(
+                f"  {self.hole_pixels} pixels in {len(self.holes)} holes, {self.tiles_failed} tiles "
+                f"failed{causes and ': '}{causes}"
+            )
         notable = [str(item) for item in self.unseen or () if item.is_notable]
         if notable:
             lines.append(f"  hardly seen in training: {', '.join(notable)}")

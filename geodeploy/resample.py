@@ -52,6 +52,14 @@ class Axis:
         inside: NDArray[np.intp] = np.clip(centre, 0, self.length - 1)
         return inside
 
+    def within(self, first: int, count: int, start: int, stop: int) -> tuple[int, int]:
+        """The pixels from ``start`` to ``stop`` whose nearest source pixel is one of ``count`` from
+        ``first`` on.
+        """
+        nearest = self.nearest(start, stop)
+        begin, end = np.searchsorted(nearest, [first, first + count])
+        return start + int(begin), start + int(end)
+
     @property
     def _radius(self) -> float:
         return max(self.step, 1.0)

@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from itertools import product
 
 import numpy as np
@@ -59,14 +59,21 @@ def profile(tile: int, overlap: int, blend: Blend) -> NDArray[np.float64]:
     return weights
 
 
-def weighted_mean(grid: TileGrid, blend: Blend, values: TileValues) -> NDArray[np.float64]:
-    """Sum of w p over sum of w on the whole array in float64. Pixels that nothing weighs are NaN."""
+def weighted_mean(
+    grid: TileGrid, blend: Blend, values: TileValues, *, without: Set[tuple[int, int]] = frozenset()
+) -> NDArray[np.float64]:
+    """Sum of w p over sum of w on the whole array in float64. Pixels that nothing weighs are NaN.
+
+    Tiles that stand at a place ``without`` take no part.
+    """
     line = profile(grid.tile, grid.overlap, blend)
     total = np.zeros((grid.height, grid.width))
     weights = np.zeros((grid.height, grid.width))
     for top, left in product(
         places(grid.height, grid.tile, grid.overlap), places(grid.width, grid.tile, grid.overlap)
     ):
+        if (top, left) in without:
+            continue
         down, across = min(grid.tile, grid.height - top), min(grid.tile, grid.width - left)
         weight = np.outer(line[:down], line[:across])
         part = np.s_[top : top + down, left : left + across]
@@ -283,6 +290,34 @@ def test_disagreement_is_the_weighted_distance_of_all_pairs_of_tiles(
     judge = np.sqrt(np.divide(apart, pairs, out=np.ones(size), where=compared).clip(0))
     found = settled(grid, grid.whole, blend, tiles)[-1]
     np.testing.assert_allclose(found, np.where(compared, judge, -1), atol=1e-4)
+
+
+@pytest.mark.parametrize("blend", ["cosine", "flat"])
+@given(grid=grids(), seed=st.integers(0, 2**16), share=st.sampled_from([0.05, 0.3, 0.8]))
+def test_without_the_tiles_that_failed_the_blend_is_the_weighted_mean_of_the_others(
+    blend: Blend, grid: TileGrid, seed: int, share: float
+) -> None:
+    random = np.random.default_rng(seed)
+    tiles = {
+        (tile.rows.begin, tile.cols.begin): random.random((grid.tile, grid.tile), np.float32)
+        for tile in grid
+    }
+    failed = {place for place in tiles if random.random() < share}
+    judge = weighted_mean(
+        grid, blend, lambda top, left: tiles[top, left].astype(np.float64), without=failed
+    )
+    mosaic = Mosaic(grid, grid.whole, 1, blend=blend)
+    valid = np.ones((grid.tile, grid.tile), bool)
+    mean = np.full(judge.shape, np.nan)
+    for tile in grid:
+        place = tile.rows.begin, tile.cols.begin
+        probs = None if place in failed else tiles[place][np.newaxis].copy()
+        here = valid[: tile.rows.stop - tile.rows.start, : tile.cols.stop - tile.cols.start]
+        block = mosaic.add(tile, probs, here, failed=place in failed)
+        assert block is not None
+        answered = True if block.answered is None else block.answered
+        mean[place_of(block)] = np.where(answered, block.probs[0], np.nan)
+    np.testing.assert_allclose(mean, judge, rtol=0, atol=WITHIN)
 
 
 @given(tile=st.integers(1, 64), overlap=st.integers(0, 63))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rasterio.shutil import copy
 from rasterio.windows import Window
 
-from geodeploy import predict
+from geodeploy import PredictOptions, predict
 from geodeploy.bands import match_bands
 from geodeploy.dataset import as_url, gdal_name
 from geodeploy.errors import SourceError
@@ -37,6 +37,8 @@ class Site:
     """Of each request, its path."""
     sent: list[int] = field(default_factory=list)
     """Bytes of each answer."""
+    broken: list[int] = field(default_factory=list)
+    """Bytes that it does not hand out."""
 
 
 @pytest.fixture
@@ -61,6 +63,9 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
             if wanted:
                 first, _, last = wanted.partition("-")
                 content, status = content[int(first) : int(last or size) + 1], 206
+                if any(int(first) <= byte < int(first) + len(content) for byte in made.broken):
+                    self.send_error(403)
+                    return
             self.send_response(status)
             self.send_header("Accept-Ranges", "bytes")
             self.send_header("Content-Length", str(len(content)))
@@ -125,6 +130,29 @@ def test_of_a_large_cog_only_what_is_needed_is_fetched(
         pixels, _ = raster.read_pixels(Window(0, 512, 1024, 256))
     np.testing.assert_array_equal(pixels, stored[:, 512:768])
     assert sum(site.sent) < size / 3
+
+
+def test_what_the_web_does_not_hand_out_is_left_out_on_demand(
+    site: Site, make_raster: MakeRaster, pointwise: Any, tmp_path: Path
+) -> None:
+    stored = np.random.default_rng(0).uniform(0, 0.5, (6, 300, 500)).astype(np.float32)
+    layout = {"tiled": True, "blockxsize": 128, "blockysize": 128}
+    scene = make_raster(site.folder / "scene.tif", stored, **layout)
+    with rasterio.open(scene) as dataset:
+        begin = int(dataset.get_tag_item("BLOCK_OFFSET_2_1", "TIFF", bidx=1))
+    predict(scene, pointwise.path, tmp_path / "file.tif")
+    site.broken.append(begin + 128 * 128 * 6 * 2)  # the middle of a block
+    address = f"{site.address}/scene.tif"
+    with pytest.raises(SourceError, match=r"rows \d+ to \d+ cannot be read"):
+        predict(address, pointwise.path, tmp_path / "web.tif")
+    options = PredictOptions(on_error="skip")
+    report = predict(address, pointwise.path, tmp_path / "web.tif", options=options)
+    (hole,) = report.holes
+    assert (hole.row, hole.column, hole.height, hole.width) == (128, 256, 128, 128)
+    with rasterio.open(tmp_path / "web.tif") as web, rasterio.open(tmp_path / "file.tif") as file:
+        classes = file.read(1)
+        classes[128:256, 256:384] = 255
+        np.testing.assert_array_equal(web.read(1), classes)
 
 
 def test_what_the_web_does_not_have_is_told_in_one_line(site: Site) -> None:

@@ -52,7 +52,10 @@ def _options(
 
 
 def main() -> None:
-    """Run a command; exit 0, 1 (an error to mend), 2 (wrong usage), 130 or 143 (stopped)."""
+    """Run a command.
+
+    Exit 0, 1 (an error to mend), 2 (wrong usage), 3 (what failed was left out), 130 or 143 (stopped).
+    """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("geodeploy").setLevel(logging.INFO)
     # Warnings of libraries are for developers; ours go through the log.

@@ -20,6 +20,12 @@ def predict(
             help="The map, or a folder for the maps of several scenes. [default: <stem>_map.tif]",
         ),
     ] = None,
+    on_error: Annotated[
+        Literal["stop", "skip"] | None,
+        typer.Option(
+            help="skip leaves out, as nodata, what cannot be read or computed; exits 3. [default: stop]"
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace maps that exist.")] = False,
     overlap: Annotated[
         int | None,
@@ -132,6 +138,7 @@ def predict(
         disagreement=disagreement or None,
         derived=derived,
         overwrite=overwrite or None,
+        on_error=on_error,
         overlap=overlap,
         blend=blend,
         batch=batch,
@@ -148,3 +155,5 @@ def predict(
         print_json(reports)
     else:
         typer.echo("\n".join(map(str, reports)))
+    if not all(report.is_whole for report in reports):
+        raise typer.Exit(3)
