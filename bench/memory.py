@@ -35,9 +35,8 @@ print(peak_memory_bytes())
 PREDICT = """
 import sys
 from geodeploy import PredictOptions, predict
-from geodeploy.machine import peak_memory_bytes
-predict(sys.argv[2], sys.argv[1], sys.argv[3], options=PredictOptions(overwrite=True))
-print(peak_memory_bytes())
+report = predict(sys.argv[2], sys.argv[1], sys.argv[3], options=PredictOptions(overwrite=True))
+print(report.peak_memory_bytes, report.planned_memory_bytes)
 """
 
 
@@ -48,25 +47,27 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "geodeploy-bench")
     arguments = parser.parse_args()
     arguments.folder.mkdir(exist_ok=True)
-    bare, bare_s = run(BARE, str(arguments.model))
-    print("| scene | peak MiB | beyond the bare process | wall s |\n|---|---|---|---|")
-    print(f"| bare process, three batches | {bare:.0f} | | {bare_s:.1f} |")
+    (bare,), bare_s = run(BARE, str(arguments.model))
+    print("| scene | peak MiB | beyond the bare process | planned | wall s |\n|---|---|---|---|---|")
+    print(f"| bare process, three batches | {bare:.0f} | | | {bare_s:.1f} |")
     for height, width in SIZES:
         scene = make_mosaic(arguments.folder / f"mosaic_{height}_{width}.tif", height, width)
         output = arguments.folder / "map.tif"
-        peak, seconds = run(PREDICT, str(arguments.model), str(scene), str(output))
+        (peak, planned), seconds = run(PREDICT, str(arguments.model), str(scene), str(output))
         print(
-            f"| {height} x {width} x 6 | {peak:.0f} | {peak - bare:.0f} | {seconds:.1f} |", flush=True
+            f"| {height} x {width} x 6 | {peak:.0f} | {peak - bare:.0f} | {planned:.0f} | "
+            f"{seconds:.1f} |",
+            flush=True,
         )
 
 
-def run(code: str, *arguments: str) -> tuple[float, float]:
-    """Peak resident MiB and wall seconds of ``code`` in a process of its own."""
+def run(code: str, *arguments: str) -> tuple[list[float], float]:
+    """The bytes that ``code`` prints, in MiB, and its wall seconds in a process of its own."""
     begun = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], check=True, stdout=subprocess.PIPE, text=True
     )
-    return int(done.stdout) / 2**20, time.perf_counter() - begun
+    return [int(number) / 2**20 for number in done.stdout.split()], time.perf_counter() - begun
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Map a scene: read stripes ahead, cut tiles, run the model, blend, write. The main flow.
 
-Memory does not depend on the scene's height. Beyond the model's own session it is about
+Memory does not depend on the scene's height. Beyond the model's own session it is, by `memory_bytes`,
 
     stripes   (tile + 4 x 256) rows x width x (bands x bytes a stored value + 1 for validity);
               four of the file's own blocks where those are taller than 256 rows
@@ -9,8 +9,8 @@ Memory does not depend on the scene's height. Beyond the model's own session it 
     map       about 512 rows x width, twice; as much for each band of the rasters beside it
     GDAL      its block cache, 16 MiB
 
-The width is the scene's, or that of a panel: stripes, seams and what is written beside the map together
-stay below `PANEL_BYTES`.
+The width is the scene's, or that of a panel: stripes, seams and what is written together stay below
+`PANEL_BYTES`.
 """
 
 import json
@@ -139,7 +139,8 @@ def _plan(raster: Raster, spec: ModelSpec, options: PredictOptions) -> Plan:
     others = _others(spec, overlap, options)
     area = asked_area(raster, options)
     window = area.window if area else Window(0, 0, raster.width, raster.height)
-    parts = plan_parts(grid, columns=_most_columns(raster, spec, overlap, others), within=window)
+    columns = PANEL_BYTES // _column_bytes(raster, spec, overlap, others)
+    parts = plan_parts(grid, columns=columns, within=window)
     # Batches of nearly one size: nine tiles at eight a batch are five and four, not eight and one.
     tiles = sum(len(part.rows) * len(part.cols) for part in parts)
     batch = -(-tiles // -(-tiles // options.batch))
@@ -268,6 +269,7 @@ def _report(
         seconds=seconds,
         pixels_per_s=(height * width - kept) / seconds,
         peak_memory_bytes=peak_memory_bytes(),
+        planned_memory_bytes=memory_bytes(raster, spec, plan),
         busy=BusyShares(
             read=stages.read.seconds / options.readers / seconds,
             model=stages.model.seconds / seconds,
@@ -349,13 +351,21 @@ def _settle(
                     yield holes.without(block, fault)
 
 
-def _most_columns(raster: Raster, spec: ModelSpec, overlap: int, others: Sequence[Product]) -> int:
-    """How wide a panel may be for all that is as wide to stay within `PANEL_BYTES`."""
+def memory_bytes(raster: Raster, spec: ModelSpec, plan: Plan) -> int:
+    """What a run holds at its fullest beyond the model's session: the sum at the top of this module."""
+    widest = max(int(plan.grid.part(part.rows, part.cols).source.width) for part in plan.parts)
+    values = plan.batch * spec.tile**2 * (len(spec.bands) + 2 * len(spec.classes))
+    columns = widest * _column_bytes(raster, spec, plan.grid.overlap, plan.others)
+    return columns + 4 * values * (_BATCHES_AHEAD + 1) + GDAL_CACHE_BYTES
+
+
+def _column_bytes(raster: Raster, spec: ModelSpec, overlap: int, others: Sequence[Product]) -> int:
+    """What a column takes of all that is as wide as the panel: stripes, seams, rows to be written."""
     rows = min(spec.tile + (_AHEAD + 2) * raster.stripe_rows, raster.height)
     stripes = rows * (len(spec.bands) * raster.dtype.itemsize + 1)
     planes = len(spec.classes) + 2 + any(isinstance(product, Disagreement) for product in others)
-    written = 2 * ROWS * sum(len(product.bands) for product in others)
-    return PANEL_BYTES // (stripes + 4 * planes * overlap + written)
+    written = 2 * ROWS * (1 + sum(len(product.bands) for product in others))
+    return stripes + 4 * planes * overlap + written
 
 
 _INDIFFERENT = {"overwrite", "on_error", "batch", "device", "derived", "readers", "threads"}

@@ -116,6 +116,9 @@ class Report(_Frozen):
     pixels_per_s: float
     peak_memory_bytes: int
     """Of the whole process so far, earlier scenes included."""
+    planned_memory_bytes: int
+    """What such a run holds at its fullest beyond the model's session, by the sum that
+    `geodeploy.engine` states."""
     busy: BusyShares
     classes: tuple[ClassArea, ...]
     unseen: tuple[UnseenShare, ...] | None

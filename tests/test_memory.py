@@ -1,0 +1,88 @@
+"""Memory is a sum that can be told beforehand: held to what runs take, in processes of their own."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rasterio
+from affine import Affine
+
+Make = Callable[..., Any]
+Measure = Callable[..., tuple[int, int]]
+
+# The same libraries and session as a run has, three batches of the run's size through it, and no more.
+BARE = """
+import sys
+from pathlib import Path
+import numpy as np
+import geodeploy.predict
+from geodeploy.machine import peak_memory_bytes
+from geodeploy.runtime import open_session
+session = open_session(Path(sys.argv[1]), device="cpu")
+spec = session.spec
+for _ in range(3):
+    session.run(np.zeros((8, len(spec.bands), spec.tile, spec.tile), np.float32))
+print(peak_memory_bytes())
+"""
+RUN = """
+import sys, geodeploy
+options = geodeploy.PredictOptions(overwrite=True, device="cpu")
+report = geodeploy.predict(*sys.argv[1:], options=options)
+print([report.peak_memory_bytes, report.planned_memory_bytes])
+"""
+
+
+def result(script: str, *arguments: object) -> Any:
+    """What a fresh interpreter prints, as JSON."""
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def measure(tmp_path_factory: pytest.TempPathFactory, make_model: Make, make_spec: Make) -> Measure:
+    """Measured and planned bytes beyond the bare session, for a scene of so many rows and columns."""
+    place = tmp_path_factory.mktemp("memory")
+
+    @cache
+    def session(classes: int) -> tuple[Path, int]:
+        spec = make_spec(values=range(classes), tile=224, overlap=32)
+        path = make_model(place / f"{classes}.onnx", spec).path
+        return path, result(BARE, path)
+
+    def measured(height: int, width: int, classes: int) -> tuple[int, int]:
+        model, bare = session(classes)
+        scene = place / "scene.tif"
+        with rasterio.open(
+            scene, "w", driver="GTiff", height=height, width=width, count=6, dtype="uint16",
+            crs="EPSG:32616", transform=Affine(30, 0, 4e5, 0, -30, 3e6), tiled=True, blockxsize=256,
+            blockysize=256, interleave="pixel", sparse_ok=True,
+        ) as dataset:  # fmt: skip
+            # Blocks that are not written read as zeros, in memory like any other.
+            names = ("blue", "green", "red", "nir", "swir16", "swir22")
+            for index, name in enumerate(names, 1):
+                dataset.set_band_description(index, name)
+            dataset.offsets = [0.1] * 6
+        peak, planned = result(RUN, scene, model, place / "map.tif")
+        return peak - bare, planned
+
+    return measured
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "classes"), [(2600, 10980, 4), (1300, 10980, 20), (1300, 40000, 4)]
+)
+def test_a_run_takes_what_was_planned_and_less_than_a_gibibyte(
+    measure: Measure, height: int, width: int, classes: int
+) -> None:
+    taken, planned = measure(height, width, classes)
+    assert taken < 2**30
+    # The sum is of what may be held at once, and not all of it always is. Not in it are the libraries'
+    # buffers, and what the allocator keeps.
+    assert 0.6 * planned < taken < 1.25 * planned + 32 * 2**20, f"{taken / planned:.2f} of the plan"
