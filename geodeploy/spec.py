@@ -101,8 +101,10 @@ class Parity(_Frozen):
     """How far the exported model is from the tuned one, on real tiles."""
 
     argmax_agreement: float
-    """Share of pixels with the same class, 0 to 1."""
+    """Share of pixels with the same class, 0 to 1, in ONNX Runtime."""
     report_sha256: str
+    runtimes: tuple[str, ...] = ("onnxruntime",)
+    """In which the report found it to do the same."""
 
 
 class ModelSpec(_Frozen):

@@ -55,3 +55,13 @@ def test_a_runtime_that_is_a_shell_is_found(tmp_path: Path) -> None:
     assert status == 1
     assert found["predict"] == "cannot run"
     assert any("force-reinstall" in line for line in found["broken"])
+
+
+def test_an_openvino_that_is_a_shell_is_found(tmp_path: Path) -> None:
+    distribution(tmp_path, "openvino", "2026.4.1")
+    (tmp_path / "openvino").mkdir()
+    (tmp_path / "openvino" / "__init__.py").touch()
+    status, found = doctor(path=tmp_path)
+    assert status == 1
+    assert found["predict"].startswith("onnxruntime ")
+    assert any("openvino is broken" in line for line in found["broken"])

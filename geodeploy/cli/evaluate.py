@@ -1,7 +1,7 @@
 """`geodeploy evaluate`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -22,6 +22,9 @@ def evaluate(
         str | None, typer.Option(metavar="native|model|METRES", help="As in predict.")
     ] = None,
     overlap: Annotated[int | None, typer.Option(metavar="PX", help="As in predict.")] = None,
+    runtime: Annotated[
+        Literal["auto", "onnxruntime", "openvino"] | None, typer.Option(help="As in predict.")
+    ] = None,
     picture: Annotated[
         Path | None, typer.Option(metavar="OUT.png", help="Draw the confusion matrix.")
     ] = None,
@@ -39,6 +42,7 @@ def evaluate(
         offset=offset,
         gsd=gsd,
         overlap=overlap,
+        runtime=runtime,
     )
     with progress_bar() as progress:
         scores = run(model, image, labels, options=options, picture=picture, progress=progress)

@@ -38,6 +38,12 @@ def predict(
     batch: Annotated[
         int | None, typer.Option(metavar="N", help="Tiles in one forward pass at most. [default: 8]")
     ] = None,
+    runtime: Annotated[
+        Literal["auto", "onnxruntime", "openvino"] | None,
+        typer.Option(
+            help="What runs an ONNX file. [default: auto, the fastest that its parity report covers]"
+        ),
+    ] = None,
     device: Annotated[
         Literal["auto", "cpu", "cuda"] | None,
         typer.Option(help="cuda is an error where it cannot be used. [default: auto]"),
@@ -142,6 +148,7 @@ def predict(
         overlap=overlap,
         blend=blend,
         batch=batch,
+        runtime=runtime,
         device=device,
         bands=split_names(bands),
         scale=scale,

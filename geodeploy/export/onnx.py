@@ -50,7 +50,11 @@ def export_run(run: Path, output: Path, *, overwrite: bool) -> ParityReport:
                 f"The exported model differs from the tuned one: {report.problem}. It was not written; "
                 f"{refusal} says more."
             )
-        parity = Parity(argmax_agreement=report.exported.argmax_agreement, report_sha256=report.sha256)
+        parity = Parity(
+            argmax_agreement=report.exported.argmax_agreement,
+            report_sha256=report.sha256,
+            runtimes=report.covered,
+        )
         spec = tuned.spec.model_copy(update={"parity": parity})
         describe(draft, spec)
         parameters = sum(weights.numel() for weights in merged.parameters())

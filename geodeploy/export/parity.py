@@ -3,6 +3,7 @@
 import hashlib
 from contextlib import closing
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,12 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from geodeploy.errors import ParityError
+from geodeploy.errors import ModelError, ParityError
 from geodeploy.labels import IGNORED, class_positions, ignored_values
-from geodeploy.runtime import Session, open_session
+from geodeploy.runtime import Session
+from geodeploy.runtime.graph import OnnxFile, read_onnx
+from geodeploy.runtime.onnx import OnnxSession
+from geodeploy.runtime.openvino import OpenVinoSession
 from geodeploy.scores import Scores, confusion_matrix
 from geodeploy.spec import ModelSpec
 from geodeploy.train.model import TunedModel
@@ -41,6 +45,35 @@ class Comparison(BaseModel):
     """Against the labels of the tiles; None where they have none."""
     miou_exported: float | None
 
+    def __str__(self) -> str:
+        scores = (
+            f", mean IoU {self.miou_reference:.4f} -> {self.miou_exported:.4f}"
+            if self.miou_reference is not None and self.miou_exported is not None
+            else ""
+        )
+        return (
+            f"max |diff| {self.max_abs_diff:.2g}, {self.argmax_agreement:.4%} of pixels agree{scores}"
+        )
+
+
+class OtherRuntime(BaseModel):
+    """How the same file does in a runtime that may take the place of ONNX Runtime."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    runtime: str
+    """With its version."""
+    problem: str | None
+    """Why nothing runs the model in it."""
+    exported: Comparison | None
+    """Against the unmerged model in PyTorch, fp32; None if it could not be run."""
+
+    def __str__(self) -> str:
+        if self.problem:
+            return f"not on {self.runtime}: {self.problem}"
+        assert self.exported is not None
+        return f"on {self.runtime} {self.exported}"
+
 
 class ParityReport(BaseModel):
     """The proof that travels beside a model."""
@@ -58,8 +91,16 @@ class ParityReport(BaseModel):
     merged_max_abs_diff: float | None
     """Between the logits of the merged and the unmerged model, both in PyTorch."""
     exported: Comparison
-    """Against the unmerged model in PyTorch, fp32."""
+    """Against the unmerged model in PyTorch, fp32, in ONNX Runtime."""
+    other_runtimes: tuple[OtherRuntime, ...] = ()
+    """Those that were installed. The model is released without them."""
     tolerances: dict[str, float]
+
+    @property
+    def covered(self) -> tuple[str, ...]:
+        """The names, without versions, of the runtimes in which the model may be run."""
+        found = [self.runtime, *(item.runtime for item in self.other_runtimes if not item.problem)]
+        return tuple(name.partition(" ")[0] for name in found)
 
     @property
     def sha256(self) -> str:
@@ -71,17 +112,12 @@ class ParityReport(BaseModel):
         return self.model_dump_json(indent=1) + "\n"
 
     def __str__(self) -> str:
-        found = self.exported
-        scores = (
-            f", mean IoU {found.miou_reference:.4f} -> {found.miou_exported:.4f}"
-            if found.miou_reference is not None and found.miou_exported is not None
-            else ""
-        )
-        return (
-            f"{self.model}: {self.precision} on {self.runtime} against PyTorch on {found.tiles} real "
-            f"tiles: max |diff| {found.max_abs_diff:.2g}, {found.argmax_agreement:.4%} of pixels "
-            f"agree{scores}"
-        )
+        lines = [
+            f"{self.model}: {self.precision} against PyTorch on {self.exported.tiles} real tiles",
+            f"on {self.runtime} {self.exported}",
+            *map(str, self.other_runtimes),
+        ]
+        return "\n  ".join(lines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +193,12 @@ def verify_model(run: Path, model: Path) -> ParityReport:
     """See `geodeploy.export.verify`."""
     tuned = load_run(run)
     report = report_on(tuned.model, tuned.spec, model, tuned.tiles.pixels, tuned.tiles.labels)
-    if report.problem:
-        raise ParityError(f"{model} is not the model of {run}: {report.problem}.")
+    parity = read_onnx(model).spec.parity
+    problems = {report.runtime: report.problem}
+    problems |= {item.runtime: item.problem for item in report.other_runtimes}
+    for runtime, problem in problems.items():
+        if problem and runtime.partition(" ")[0] in (parity.runtimes if parity else "onnxruntime"):
+            raise ParityError(f"{model} is not the model of {run} in {runtime}: {problem}.")
     return report
 
 
@@ -171,26 +211,46 @@ def report_on(
     *,
     merged_max_abs_diff: float | None = None,
 ) -> ParityReport:
-    """Run ``model`` on ``pixels`` and say how it compares with ``reference``."""
-    with closing(open_session(model, device="cpu")) as session:
-        if session.spec.band_names != spec.band_names or session.spec.classes != spec.classes:
-            raise ParityError(f"{model} has other bands or classes than the RUN. Export it again.")
-        found = compare(logits_of(reference, pixels), logits_of(session, pixels), labels, spec)
-        problem = TOLERANCE.problem(found)
-        return ParityReport(
-            model=spec.name,
-            precision=session.precision,
-            runtime=session.name,
-            graph_sha256=session.sha256,
-            released=problem is None,
-            problem=problem,
-            merged_max_abs_diff=merged_max_abs_diff,
-            exported=found,
-            tolerances={
-                "argmax_agreement": TOLERANCE.argmax_agreement,
-                "relative_diff": TOLERANCE.relative_diff,
-            },
-        )
+    """Run ``model`` on ``pixels`` in each runtime and say how it compares with ``reference``."""
+    file = read_onnx(model)
+    if file.spec.band_names != spec.band_names or file.spec.classes != spec.classes:
+        raise ParityError(f"{model} has other bands or classes than the RUN. Export it again.")
+    expected = logits_of(reference, pixels)
+    with closing(OnnxSession(file, device="cpu", threads=None)) as session:
+        found = compare(expected, logits_of(session, pixels), labels, spec)
+    problem = TOLERANCE.problem(found)
+    return ParityReport(
+        model=spec.name,
+        precision=session.precision,
+        runtime=session.name,
+        graph_sha256=file.sha256,
+        released=problem is None,
+        problem=problem,
+        merged_max_abs_diff=merged_max_abs_diff,
+        exported=found,
+        other_runtimes=_other_runtimes(file, expected, pixels, labels),
+        tolerances={
+            "argmax_agreement": TOLERANCE.argmax_agreement,
+            "relative_diff": TOLERANCE.relative_diff,
+        },
+    )
+
+
+def _other_runtimes(
+    file: OnnxFile,
+    expected: NDArray[np.float32],
+    pixels: NDArray[np.float32],
+    labels: NDArray[np.uint8],
+) -> tuple[OtherRuntime, ...]:
+    if find_spec("openvino") is None:
+        return ()
+    try:
+        with closing(OpenVinoSession(file, threads=None)) as session:
+            found = compare(expected, logits_of(session, pixels), labels, file.spec)
+    except ModelError as error:
+        problem = str(error).replace(str(file.path), file.path.name)  # the same bytes wherever it lies
+        return (OtherRuntime(runtime="openvino", problem=problem, exported=None),)
+    return (OtherRuntime(runtime=session.name, problem=TOLERANCE.problem(found), exported=found),)
 
 
 def _miou(labels: NDArray[np.uint8], positions: NDArray[np.int64], spec: ModelSpec) -> float | None:

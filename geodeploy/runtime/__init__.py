@@ -1,15 +1,22 @@
 """Run a model on tiles, whatever runs it. Nothing outside this package knows which runtime does."""
 
+import logging
+import platform
+from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from geodeploy.errors import ModelError
+from geodeploy.errors import DeviceError, ModelError, ParityError
 from geodeploy.spec import ModelSpec
 
+log = logging.getLogger(__name__)
+
 Device = Literal["auto", "cpu", "cuda"]
+Runtime = Literal["auto", "onnxruntime", "openvino"]
 
 
 class Session(Protocol):
@@ -33,11 +40,15 @@ class Session(Protocol):
         ...
 
 
-def open_session(model: Path, *, device: Device = "auto", threads: int | None = None) -> Session:
+def open_session(
+    model: Path, *, runtime: Runtime = "auto", device: Device = "auto", threads: int | None = None
+) -> Session:
     """Load ``model``: an ONNX file with its spec inside or beside it, or a RUN folder.
 
     Args:
         model: The file or folder.
+        runtime: What runs an ONNX file; ``auto`` takes the fastest that its parity report covers. A RUN
+            runs in PyTorch.
         device: ``auto`` takes a GPU if the installed runtime can use one.
         threads: For the model's own arithmetic; None for as many as the process may use.
 
@@ -45,15 +56,70 @@ def open_session(model: Path, *, device: Device = "auto", threads: int | None = 
         ModelError: it is neither, or it cannot be loaded.
         SpecError: its description is absent, broken or newer than this program.
         DeviceError: the device asked for is not there.
+        ParityError: its parity report does not cover the runtime asked for.
+        MissingExtraError: the runtime is not installed.
     """
     if not model.exists():
         raise ModelError(
             f"The model {model} does not exist. Give an ONNX file made by `geodeploy export`, or a RUN."
         )
     if model.is_dir():
+        if runtime != "auto":
+            raise ModelError(
+                f"{model} is a RUN, which PyTorch runs. Leave --runtime {runtime} out, or make an ONNX "
+                "file of it with `geodeploy export`."
+            )
         from geodeploy.runtime.torch import TorchSession
 
         return TorchSession(model, device=device, threads=threads)
+    from geodeploy.runtime.graph import read_onnx
+
+    file = read_onnx(model)
+    if _takes_openvino(model, file.spec, runtime, device):
+        from geodeploy.runtime.openvino import OpenVinoSession
+
+        return OpenVinoSession(file, threads=threads)
     from geodeploy.runtime.onnx import OnnxSession
 
-    return OnnxSession(model, device=device, threads=threads)
+    return OnnxSession(file, device=device, threads=threads)
+
+
+def _takes_openvino(model: Path, spec: ModelSpec, runtime: Runtime, device: Device) -> bool:
+    """Whether OpenVINO runs ``model``, not ONNX Runtime.
+
+    ``auto`` goes by a rule, not by a stopwatch: the two differ in the last bits of a logit, and the
+    same job has to give the same map. OpenVINO was the faster one wherever both were measured, which
+    was on x86 (bench/runtimes.py).
+    """
+    proved = spec.parity.runtimes if spec.parity else ()
+    if runtime == "openvino":
+        if device == "cuda":
+            raise DeviceError("OpenVINO runs on the CPU. Take --device cpu, or --runtime onnxruntime.")
+        if spec.parity and "openvino" not in proved:
+            raise ParityError(
+                f"Nothing proves that {model} does the same in OpenVINO: its parity report covers "
+                f"{', '.join(proved)}. Export it again where openvino is installed, or take --runtime "
+                "onnxruntime."
+            )
+        if not spec.parity:
+            log.warning("%s has no parity report: nothing proves what it does in OpenVINO.", model)
+        return True
+    if runtime == "onnxruntime" or device == "cuda" or "openvino" not in proved:
+        return False
+    if device == "auto" and _is_installed("onnxruntime-gpu"):
+        return False
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    if find_spec("openvino") is None:
+        log.info("OpenVINO would run %s faster: pip install 'geodeploy-eo[cpu]'.", model.name)
+        return False
+    log.info("Running %s in OpenVINO, the fastest that its parity report covers.", model.name)
+    return True
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        distribution(name)
+    except PackageNotFoundError:
+        return False
+    return True

@@ -10,13 +10,15 @@ import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from peft import PeftModel
 
 from geodeploy.errors import OutputError, ParityError
 from geodeploy.export import export, verify
 from geodeploy.export.merge import merge
+from geodeploy.runtime import open_session
 from geodeploy.spec import METADATA_KEY, ModelSpec
+from geodeploy.train.model import TunedModel
 from geodeploy.train.run import load_run
 
 Tune = Callable[..., Path]
@@ -116,6 +118,53 @@ def test_an_existing_model_is_kept_unless_told_otherwise(exported: tuple[Path, P
 
 def test_what_was_exported_verifies(exported: tuple[Path, Path]) -> None:
     assert verify(*exported).released
+
+
+def test_openvino_is_proved_too_and_the_model_says_so(exported: tuple[Path, Path]) -> None:
+    pytest.importorskip("openvino", reason="needs openvino: pip install 'geodeploy-eo[cpu]'")
+    run, model = exported
+    tuned = load_run(run)
+    found = open_session(model, runtime="openvino").run(tuned.tiles.pixels)
+    with torch.inference_mode():
+        judge = tuned.model(torch.from_numpy(tuned.tiles.pixels)).numpy()
+    np.testing.assert_allclose(found, judge, rtol=1e-4, atol=1e-5)
+    report = json.loads(model.with_suffix(".parity.json").read_bytes())
+    (other,) = report["other_runtimes"]
+    assert other["runtime"].startswith("openvino ")
+    assert other["problem"] is None
+    assert other["exported"]["max_abs_diff"] == pytest.approx(np.abs(found - judge).max(), abs=1e-6)
+
+
+def test_a_model_that_openvino_cannot_run_is_released_without_it(
+    tune: Tune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino", reason="needs openvino: pip install 'geodeploy-eo[cpu]'")
+    from geodeploy.export import onnx as export_module
+
+    write = export_module.write_onnx
+
+    def with_a_node_of_onnx_runtime_alone(model: TunedModel, spec: ModelSpec, path: Path) -> None:
+        """Multiplies the logits with the inverse of the matrix [[1]]."""
+        write(model, spec, path)
+        loaded = onnx.load(path)
+        graph = loaded.graph
+        graph.initializer.append(numpy_helper.from_array(np.ones((1, 1), np.float32), "one"))
+        graph.node[-1].output[0] = "raw"
+        graph.node.append(helper.make_node("Inverse", ["one"], ["same"], domain="com.microsoft"))
+        graph.node.append(helper.make_node("Mul", ["raw", "same"], ["logits"]))
+        loaded.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+        onnx.save(loaded, path)
+
+    monkeypatch.setattr(export_module, "write_onnx", with_a_node_of_onnx_runtime_alone)
+    model = tmp_path / "model.onnx"
+    report = export(tune(), model)
+    assert report.released
+    (other,) = report.other_runtimes
+    assert "Inverse" in str(other)
+    assert str(tmp_path) not in report.to_json()
+    assert open_session(model).name.startswith("onnxruntime ")
+    with pytest.raises(ParityError, match="parity report covers onnxruntime"):
+        open_session(model, runtime="openvino")
 
 
 # Faults planted in the exported graph ------------------------------------------------------------

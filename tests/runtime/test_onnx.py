@@ -1,6 +1,7 @@
 import hashlib
 import json
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,22 @@ import pytest
 from onnx import TensorProto, helper
 
 from geodeploy.errors import DeviceError, ModelError, SpecError
-from geodeploy.runtime import open_session
+from geodeploy.runtime import Runtime, open_session
 from geodeploy.spec import METADATA_KEY, ModelSpec
 
 MakeModel = Callable[..., Any]
 MakeSpec = Callable[..., ModelSpec]
 NEAR = {"rtol": 1e-5, "atol": 1e-5}
-"""float32 sums of a few dozen terms against float64."""
+"""float32 sums of a few dozen terms against float64. OpenVINO left to itself takes bfloat16 where the
+processor has it, which is far outside."""
 
 
-def test_a_session_returns_what_the_weights_say(make_model: MakeModel, tmp_path: Path) -> None:
+def test_a_session_returns_what_the_weights_say(
+    make_model: MakeModel, tmp_path: Path, runtime: Runtime
+) -> None:
     model = make_model(tmp_path / "model.onnx", kernels=(3, 3))
     pixels = np.random.default_rng(0).random((3, 6, 64, 64), np.float32)
-    session = open_session(model.path, device="cpu")
+    session = open_session(model.path, runtime=runtime, device="cpu")
     outputs = session.run(pixels)
     for tile, output in zip(pixels, outputs, strict=True):
         np.testing.assert_allclose(output, model.on_the_whole(tile), **NEAR)
@@ -31,19 +35,22 @@ def test_a_session_returns_what_the_weights_say(make_model: MakeModel, tmp_path:
     session.close()
 
 
-def test_a_session_says_what_it_is(make_model: MakeModel, tmp_path: Path) -> None:
+def test_a_session_says_what_it_is(make_model: MakeModel, tmp_path: Path, runtime: Runtime) -> None:
     model = make_model(tmp_path / "model.onnx")
-    session = open_session(model.path, device="cpu")
+    session = open_session(model.path, runtime=runtime, device="cpu")
     assert session.spec == model.spec
-    assert session.name == f"onnxruntime {onnxruntime.__version__}"
+    assert session.name == f"{runtime} {version(runtime)}"
     assert session.device == "cpu"
     assert session.precision == "fp32"
     assert session.sha256 == hashlib.sha256(model.path.read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
-def test_a_tile_does_not_depend_on_its_batch(make_model: MakeModel, tmp_path: Path, batch: int) -> None:
-    session = open_session(make_model(tmp_path / "model.onnx", kernels=(3,)).path, device="cpu")
+def test_a_tile_does_not_depend_on_its_batch(
+    make_model: MakeModel, tmp_path: Path, batch: int, runtime: Runtime
+) -> None:
+    model = make_model(tmp_path / "model.onnx", kernels=(3,)).path
+    session = open_session(model, runtime=runtime, device="cpu")
     pixels = np.random.default_rng(0).random((5, 6, 64, 64), np.float32)
     whole = session.run(pixels)
     parts = [session.run(pixels[place : place + batch]) for place in range(0, 5, batch)]
@@ -51,12 +58,12 @@ def test_a_tile_does_not_depend_on_its_batch(make_model: MakeModel, tmp_path: Pa
 
 
 def test_a_foreign_model_runs_with_a_description_beside_it_and_is_normalised_for(
-    make_model: MakeModel, make_spec: MakeSpec, tmp_path: Path
+    make_model: MakeModel, make_spec: MakeSpec, tmp_path: Path, runtime: Runtime
 ) -> None:
     spec = make_spec(normalise=True, output="probabilities")
     model = make_model(tmp_path / "foreign.onnx", metadata=None)
     (tmp_path / "foreign.spec.json").write_text(spec.to_json())
-    session = open_session(model.path, device="cpu")
+    session = open_session(model.path, runtime=runtime, device="cpu")
     assert session.spec == spec
     pixels = np.random.default_rng(0).random((1, 6, 64, 64), np.float32)
     judge = model.on_the_whole((pixels[0].astype(np.float64) - 0.2) / 0.1)
@@ -73,10 +80,11 @@ def test_the_description_inside_wins_over_one_beside_the_model(
     assert open_session(model.path, device="cpu").spec == model.spec
 
 
-def test_what_is_no_model_is_told(tmp_path: Path) -> None:
+def test_what_is_no_model_is_told(make_model: MakeModel, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"gone\.onnx does not exist"):
         open_session(tmp_path / "gone.onnx")
-    for content in (b"", b"junk", b"\x08\x0a" + b"\0" * 500):
+    whole = make_model(tmp_path / "model.onnx").path.read_bytes()
+    for content in (b"", b"junk", b"\x08\x0a" + b"\0" * 500, whole[:300], whole[300:]):
         (tmp_path / "junk.onnx").write_bytes(content)
         with pytest.raises(ModelError, match=r"junk\.onnx is not an ONNX model that") as caught:
             open_session(tmp_path / "junk.onnx")
@@ -111,11 +119,15 @@ def test_a_model_whose_description_is_no_use_is_told(
     ],
 )
 def test_a_graph_of_another_shape_than_its_description_is_refused(
-    make_model: MakeModel, tmp_path: Path, shape: tuple[int, int, int], complaint: str
+    make_model: MakeModel,
+    tmp_path: Path,
+    runtime: Runtime,
+    shape: tuple[int, int, int],
+    complaint: str,
 ) -> None:
     model = make_model(tmp_path / "model.onnx", shape=shape)
     with pytest.raises(ModelError, match=complaint):
-        open_session(model.path)
+        open_session(model.path, runtime=runtime)
 
 
 def graph(path: Path, spec: ModelSpec, kind: int, outputs: int, shape: list[object]) -> Path:
@@ -135,14 +147,15 @@ def graph(path: Path, spec: ModelSpec, kind: int, outputs: int, shape: list[obje
 @pytest.mark.parametrize(
     ("kind", "outputs", "shape", "complaint"),
     [
-        (TensorProto.FLOAT16, 1, ["b", 4, 64, 64], r"is tensor\(float16\), float32 is needed"),
+        (TensorProto.FLOAT16, 1, ["b", 4, 64, 64], r"is f(loat)?16, float32 is needed"),
         (TensorProto.FLOAT, 2, ["b", 4, 64, 64], r"has 2 outputs, exactly one is needed"),
-        (TensorProto.FLOAT, 1, ["b", 4, 64], r"has shape \['b', 4, 64\]"),
+        (TensorProto.FLOAT, 1, ["b", 4, 64], r"has shape \[('b'|None), 4, 64\]"),
     ],
 )
 def test_a_graph_of_another_kind_is_refused(
     make_spec: MakeSpec,
     tmp_path: Path,
+    runtime: Runtime,
     kind: int,
     outputs: int,
     shape: list[object],
@@ -150,19 +163,23 @@ def test_a_graph_of_another_kind_is_refused(
 ) -> None:
     spec = make_spec(["blue", "green", "red", "nir"])
     with pytest.raises(ModelError, match=complaint):
-        open_session(graph(tmp_path / "model.onnx", spec, kind, outputs, shape))
+        open_session(
+            graph(tmp_path / "model.onnx", spec, kind, outputs, shape), runtime=runtime, device="cpu"
+        )
 
 
-def test_a_graph_of_any_size_fits_any_tile(make_spec: MakeSpec, tmp_path: Path) -> None:
+def test_a_graph_of_any_size_fits_any_tile(
+    make_spec: MakeSpec, tmp_path: Path, runtime: Runtime
+) -> None:
     spec = make_spec(["blue", "green", "red", "nir"], tile=32)
     path = graph(tmp_path / "model.onnx", spec, TensorProto.FLOAT, 1, ["b", 4, "h", "w"])
     pixels = np.ones((2, 4, 32, 32), np.float32)
-    np.testing.assert_array_equal(open_session(path).run(pixels), pixels)
+    np.testing.assert_array_equal(open_session(path, runtime=runtime).run(pixels), pixels)
 
 
 @pytest.mark.parametrize("size", [1, 3, 8])
 def test_a_graph_with_a_batch_of_its_own_gives_what_one_for_any_batch_gives(
-    make_model: MakeModel, tmp_path: Path, size: int
+    make_model: MakeModel, tmp_path: Path, size: int, runtime: Runtime
 ) -> None:
     free = make_model(tmp_path / "free.onnx", kernels=(3,)).path
     fixed = onnx.load(free)
@@ -170,9 +187,10 @@ def test_a_graph_with_a_batch_of_its_own_gives_what_one_for_any_batch_gives(
         value.type.tensor_type.shape.dim[0].dim_value = size
     onnx.save(fixed, tmp_path / "fixed.onnx")
     pixels = np.random.default_rng(0).random((5, 6, 64, 64), np.float32)
-    np.testing.assert_array_equal(
-        open_session(tmp_path / "fixed.onnx").run(pixels), open_session(free).run(pixels)
+    ours, theirs = (
+        open_session(path, runtime=runtime).run(pixels) for path in (tmp_path / "fixed.onnx", free)
     )
+    np.testing.assert_array_equal(ours, theirs)
 
 
 def test_a_gpu_that_is_not_there_is_an_error_and_not_the_processor(
@@ -187,7 +205,7 @@ def test_a_gpu_that_is_not_there_is_an_error_and_not_the_processor(
 
 
 def test_external_weights_outside_the_models_folder_are_not_read(
-    make_model: MakeModel, tmp_path: Path
+    make_model: MakeModel, tmp_path: Path, runtime: Runtime
 ) -> None:
     model = make_model(tmp_path / "model.onnx", kernels=(3, 3))
     secret = tmp_path / "secret.bin"
@@ -201,7 +219,7 @@ def test_external_weights_outside_the_models_folder_are_not_read(
     hostile = tmp_path / "deep" / "model.onnx"
     hostile.write_bytes(loaded.SerializeToString())
     with pytest.raises(ModelError, match="is not an ONNX model"):
-        open_session(hostile)
+        open_session(hostile, runtime=runtime)
 
 
 def test_the_spec_in_a_model_is_the_json_document_of_the_design(

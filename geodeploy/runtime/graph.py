@@ -1,0 +1,235 @@
+"""An ONNX file before a runtime takes it, and what is done with its pixels whatever runs it."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geodeploy.errors import ModelError, SpecError
+from geodeploy.spec import METADATA_KEY, ModelSpec
+
+# Numbers of the fields in https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
+_GRAPH, _METADATA_PROPS = 7, 14
+_KEY, _VALUE = 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxFile:
+    """What is in an ONNX file, and what it says of itself or a file beside it says of it."""
+
+    path: Path
+    content: bytes
+    spec: ModelSpec
+
+    @property
+    def sha256(self) -> str:
+        """Of the content."""
+        return hashlib.sha256(self.content).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """An input or output of a graph, as a runtime reports it."""
+
+    name: str
+    shape: Sequence[int | str | None]
+    """A name or None stands for any size."""
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """How a graph is called."""
+
+    input: str
+    output: str
+    batch: int | None
+    """Tiles that the graph takes at once; None for any number."""
+
+
+def read_onnx(path: Path) -> OnnxFile:
+    """The file at ``path`` with its description.
+
+    Raises:
+        ModelError: it cannot be read, or is no ONNX file.
+        SpecError: its description is absent, broken or newer than this program.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"The model {path} cannot be read ({error.strerror}).") from error
+    try:
+        text = _metadata(content).get(METADATA_KEY)
+    except ValueError as error:
+        raise ModelError(
+            f"{path} is not an ONNX model that can be read ({error}). Export it again, or check that "
+            "the file is whole."
+        ) from error
+    if text is not None:
+        return OnnxFile(path, content, ModelSpec.from_json(text, source=str(path)))
+    beside = path.with_suffix(".spec.json")
+    if not beside.exists():
+        raise SpecError(
+            f"{path} does not say which bands and classes it has. Export it with `geodeploy export`, "
+            f"or describe it in {beside.name} beside it: JSON with name, tile, overlap, bands (name, "
+            "mean, std, valid_range), classes (value, name, color) and, where needed, normalise, "
+            "layout, output."
+        )
+    return OnnxFile(path, content, ModelSpec.read(beside))
+
+
+def check_signature(
+    file: OnnxFile, inputs: Sequence[Value], outputs: Sequence[Value], *, float32: str
+) -> Signature:
+    """The one input and output of the graph, whose shapes must be what the description says.
+
+    ``float32`` is what the runtime calls that type.
+    """
+    spec = file.spec
+    for what, values, channels in (
+        ("input", inputs, len(spec.bands)),
+        ("output", outputs, len(spec.classes)),
+    ):
+        if len(values) != 1:
+            raise ModelError(f"{file.path} has {len(values)} {what}s, exactly one is needed.")
+        (value,) = values
+        needed = tile_shape(spec, channels)
+        if not _fits(value.shape, needed):
+            other: Literal["NCHW", "NHWC"] = "NHWC" if spec.layout == "NCHW" else "NCHW"
+            advice = (
+                f'Write "layout": "{other}" in the description'
+                if _fits(value.shape, tile_shape(spec.model_copy(update={"layout": other}), channels))
+                else "Mend the description"
+            )
+            raise ModelError(
+                f"{file.path}: the {what} {value.name} has shape {list(value.shape)}, its description "
+                f"says (batch, {', '.join(map(str, needed))}). {advice}, or export the model again."
+            )
+        if value.dtype != float32:
+            raise ModelError(
+                f"{file.path}: the {what} {value.name} is {value.dtype}, float32 is needed."
+            )
+    batch = inputs[0].shape[0]
+    return Signature(inputs[0].name, outputs[0].name, batch if isinstance(batch, int) else None)
+
+
+def tile_shape(spec: ModelSpec, channels: int) -> list[int]:
+    """Of one tile in the graph's layout."""
+    side = [spec.tile, spec.tile]
+    return [channels, *side] if spec.layout == "NCHW" else [*side, channels]
+
+
+def to_graph(
+    pixels: NDArray[np.float32], spec: ModelSpec, batch: int | None
+) -> list[NDArray[np.float32]]:
+    """``pixels`` (B, C, tile, tile) as the graph takes them, in arrays of ``batch`` tiles each.
+
+    The last is filled up with its last tile. None for ``batch`` makes one array.
+    """
+    if spec.normalise:
+        pixels = (pixels - _per_band([band.mean for band in spec.bands])) / _per_band(
+            [band.std for band in spec.bands]
+        )
+    if spec.layout == "NHWC":
+        pixels = np.moveaxis(pixels, 1, 3)
+    if surplus := -len(pixels) % (batch or 1):
+        pixels = np.concatenate([pixels, np.repeat(pixels[-1:], surplus, axis=0)])
+    pixels = np.ascontiguousarray(pixels)
+    return [pixels] if batch is None else list(pixels.reshape(-1, batch, *pixels.shape[1:]))
+
+
+def from_graph(
+    outputs: Sequence[NDArray[np.float32]], spec: ModelSpec, tiles: int
+) -> NDArray[np.float32]:
+    """The outputs (B, K, tile, tile) of as many ``tiles``, of what the graph returned."""
+    whole = (outputs[0] if len(outputs) == 1 else np.concatenate(outputs))[:tiles]
+    return whole if spec.layout == "NCHW" else np.ascontiguousarray(np.moveaxis(whole, 3, 1))
+
+
+def check_outputs(
+    model: Path, spec: ModelSpec, pixels: NDArray[np.float32], outputs: NDArray[np.float32]
+) -> None:
+    """Refuse what is not a value for each class and pixel.
+
+    Raises:
+        ModelError: ``outputs`` has another shape.
+    """
+    expected = [len(pixels), *tile_shape(spec, len(spec.classes))]
+    if list(outputs.shape) != expected:
+        raise ModelError(
+            f"{model} returned {list(outputs.shape)} for {list(pixels.shape)}, {expected} is needed: a "
+            "value for each class and pixel."
+        )
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    """The pairs of key and value in an ONNX file, read without a runtime.
+
+    Raises:
+        ValueError: it is no ONNX file.
+    """
+    found, has_graph = {}, False
+    for number, value in _fields(memoryview(content)):
+        has_graph |= number == _GRAPH
+        if number == _METADATA_PROPS:
+            pair = dict(_fields(value))
+            found[_text(pair.get(_KEY))] = _text(pair.get(_VALUE))
+    if not has_graph:
+        raise ValueError("it holds no graph")
+    return found
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Number and content of each field of a protobuf message.
+
+    The format is in https://protobuf.dev/programming-guides/encoding. A number's content is empty.
+
+    Raises:
+        ValueError: the message is broken or cut.
+    """
+    place = 0
+    while place < len(message):
+        key, place = _varint(message, place)
+        number, kind = key >> 3, key & 7
+        if not number or kind not in (0, 1, 2, 5):
+            raise ValueError("it is no protobuf")
+        begin = place
+        if kind == 0:
+            begin = place = _varint(message, place)[1]
+        elif kind == 2:
+            length, begin = _varint(message, place)
+            place = begin + length
+        else:
+            place += {1: 8, 5: 4}[kind]
+        if place > len(message):
+            raise ValueError("it is cut short")
+        yield number, message[begin:place]
+
+
+def _varint(message: memoryview, place: int) -> tuple[int, int]:
+    """The number at ``place``, and where it ends."""
+    number = 0
+    for position, byte in enumerate(message[place : place + 10]):
+        number |= (byte & 0x7F) << 7 * position
+        if byte < 0x80:
+            return number, place + position + 1
+    raise ValueError("it is cut short")
+
+
+def _text(value: memoryview | None) -> str:
+    return bytes(value or b"").decode()
+
+
+def _fits(shape: Sequence[int | str | None], needed: list[int]) -> bool:
+    """Whether ``shape`` is a batch of ``needed``."""
+    return len(shape) == 4 and all(
+        not isinstance(size, int) or size == need for size, need in zip(shape[1:], needed, strict=True)
+    )
+
+
+def _per_band(values: list[float]) -> NDArray[np.float32]:
+    return np.array(values, np.float32).reshape(-1, 1, 1)

@@ -1,0 +1,141 @@
+"""Run an ONNX file with OpenVINO, on the CPU."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geodeploy.errors import DeviceError, ModelError, first_line, missing_extra
+from geodeploy.machine import usable_cores
+from geodeploy.runtime.graph import (
+    OnnxFile,
+    Value,
+    check_outputs,
+    check_signature,
+    from_graph,
+    tile_shape,
+    to_graph,
+)
+
+_STREAMS = 8
+"""Tiles in work at once at most: as many as there are in a batch, unless the user says otherwise."""
+
+
+class OpenVinoSession:
+    """An ONNX model in OpenVINO. See `geodeploy.runtime.Session`.
+
+    The graph is compiled for one tile (or for the batch that it fixes itself), and a stream of its own
+    works on each: threads that need not wait for one another inside a layer take less time, and what
+    comes of a tile cannot depend on what else is in its batch.
+    """
+
+    device = "cpu"
+
+    def __init__(self, file: OnnxFile, *, threads: int | None) -> None:
+        ov = import_openvino()
+        version = ov.__version__.partition("-")[0]
+        threads = threads or usable_cores()
+        try:
+            graph = _read(file.path)
+        except Exception as error:  # OpenVINO's errors share no base but Exception
+            raise ModelError(
+                f"{file.path} is not an ONNX model that OpenVINO {version} can load "
+                f"({_reason(error)}). Take --runtime onnxruntime, or check that the file is whole."
+            ) from error
+        signature = check_signature(file, _values(graph.inputs), _values(graph.outputs), float32="f32")
+        self._batch = signature.batch or 1
+        try:
+            graph.reshape([self._batch, *tile_shape(file.spec, len(file.spec.bands))])
+            compiled = ov.Core().compile_model(
+                graph,
+                "CPU",
+                {
+                    # Where the processor has bfloat16, OpenVINO takes that unless it is told.
+                    "INFERENCE_PRECISION_HINT": "f32",
+                    "EXECUTION_MODE_HINT": "ACCURACY",
+                    "INFERENCE_NUM_THREADS": threads,
+                    # A divisor, so that neither threads nor the tiles of a batch are left over.
+                    "NUM_STREAMS": math.gcd(threads, _STREAMS),
+                },
+            )
+        except Exception as error:
+            raise ModelError(
+                f"{file.path}: OpenVINO {version} cannot run it on tiles of {file.spec.tile} pixels "
+                f"({_reason(error)}). Check the tile in its description, or take --runtime onnxruntime."
+            ) from error
+        self.spec = file.spec
+        self.name = f"openvino {version}"
+        self.precision = file.spec.precision
+        self.sha256 = file.sha256
+        self._model = file.path
+        self._queue = ov.AsyncInferQueue(compiled)
+        self._queue.set_callback(_keep)
+
+    def run(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Outputs (B, K, tile, tile) of pixels (B, C, tile, tile)."""
+        parts = to_graph(pixels, self.spec, self._batch)
+        found: dict[int, NDArray[np.float32]] = {}
+        try:
+            for place, part in enumerate(parts):
+                self._queue.start_async([part], (found, place), share_inputs=True)
+            self._queue.wait_all()
+        except Exception as error:
+            raise ModelError(
+                f"{self._model}: {self.name} could not run it on {list(parts[0].shape)} "
+                f"({_reason(error)}). Take --runtime onnxruntime."
+            ) from error
+        outputs = [found[place] for place in range(len(parts))]
+        check_outputs(self._model, self.spec, parts[0], outputs[0])
+        return from_graph(outputs, self.spec, len(pixels))
+
+    def close(self) -> None:
+        """Give back the memory."""
+        del self._queue
+
+
+def import_openvino() -> Any:
+    """The package, or the error that names the extra which brings it."""
+    try:
+        import openvino
+    except ImportError as error:
+        raise missing_extra("cpu", "openvino") from error
+    if not hasattr(openvino, "Core"):
+        raise DeviceError(
+            "openvino is installed but broken: pip install --force-reinstall 'geodeploy-eo[cpu]', or "
+            "take --runtime onnxruntime."
+        )
+    return openvino
+
+
+def _read(model: Path) -> Any:
+    # By its path: of bytes OpenVINO would read external weights from anywhere, and not only ONNX.
+    from openvino.frontend import FrontEndManager
+
+    frontend = FrontEndManager().load_by_framework("onnx")
+    return frontend.convert(frontend.load(str(model)))
+
+
+def _values(nodes: Any) -> list[Value]:
+    return [
+        Value(
+            node.get_any_name(),
+            [None if size.is_dynamic else size.get_length() for size in node.get_partial_shape()],
+            node.get_element_type().get_type_name(),
+        )
+        for node in nodes
+    ]
+
+
+def _keep(request: Any, wanted: tuple[dict[int, NDArray[np.float32]], int]) -> None:
+    """Put what a request computed where `OpenVinoSession.run` looks for it."""
+    found, place = wanted
+    found[place] = request.get_output_tensor(0).data.copy()
+
+
+def _reason(error: Exception) -> str:
+    """OpenVINO's messages tell where in its source; what is wrong comes last, before advice."""
+    lines = [line for line in str(error).splitlines() if line.strip(" -")]
+    told = [line for line in lines if not line.startswith("To facilitate")]
+    return first_line(ModelError(told[-1].lstrip("- "))) if told else first_line(error)

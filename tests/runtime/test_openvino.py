@@ -1,0 +1,122 @@
+"""Which runtime runs a model, and what OpenVINO does otherwise than ONNX Runtime."""
+
+import logging
+import platform
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import rasterio
+from onnx import helper
+
+from geodeploy import PredictOptions, predict
+from geodeploy.errors import DeviceError, MissingExtraError, ModelError, ParityError
+from geodeploy.runtime import open_session
+from geodeploy.spec import ModelSpec, Parity
+
+MakeModel = Callable[..., Any]
+MakeSpec = Callable[..., ModelSpec]
+LAYERS = (3, 1, 3, 3)
+
+pytest.importorskip("openvino", reason="needs openvino: pip install 'geodeploy-eo[cpu]'")
+
+
+def proved(spec: ModelSpec, *runtimes: str) -> ModelSpec:
+    """``spec`` with a parity report that covers ``runtimes``."""
+    parity = Parity(argmax_agreement=1.0, report_sha256="ab", runtimes=runtimes)
+    return spec.model_copy(update={"parity": parity})
+
+
+@pytest.fixture
+def covered(make_model: MakeModel, make_spec: MakeSpec, tmp_path: Path) -> Path:
+    """A model that its report proves in both runtimes."""
+    spec = proved(make_spec(), "onnxruntime", "openvino")
+    return make_model(tmp_path / "covered.onnx", spec, kernels=LAYERS).path
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="auto takes it on x86 alone")
+def test_auto_takes_the_faster_runtime_that_the_report_covers_and_says_so(
+    covered: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        assert open_session(covered, device="cpu").name.startswith("openvino ")
+    assert "in OpenVINO, the fastest that its parity report covers" in caplog.text
+    assert open_session(covered, runtime="onnxruntime").name.startswith("onnxruntime ")
+
+
+def test_what_no_report_covers_stays_in_onnx_runtime(
+    make_model: MakeModel, make_spec: MakeSpec, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = make_model(tmp_path / "old.onnx", proved(make_spec(), "onnxruntime")).path
+    assert open_session(old).name.startswith("onnxruntime ")
+    with pytest.raises(ParityError, match=r"its parity report covers onnxruntime. Export it again"):
+        open_session(old, runtime="openvino")
+    # A model from elsewhere has no report at all: whoever asks for OpenVINO gets it, and a warning.
+    foreign = make_model(tmp_path / "foreign.onnx").path
+    assert open_session(foreign).name.startswith("onnxruntime ")
+    assert open_session(foreign, runtime="openvino").name.startswith("openvino ")
+    assert "has no parity report" in caplog.text
+
+
+def test_what_openvino_cannot_do_is_told(covered: Path, tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match="OpenVINO runs on the CPU"):
+        open_session(covered, runtime="openvino", device="cuda")
+    with pytest.raises(ModelError, match="is a RUN, which PyTorch runs"):
+        open_session(tmp_path, runtime="openvino")
+
+
+def test_an_absent_openvino_is_named_when_asked_for_and_left_out_otherwise(
+    covered: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(MissingExtraError, match=r"package openvino.*geodeploy-eo\[cpu\]"):
+        open_session(covered, runtime="openvino")
+    assert open_session(covered).name.startswith("onnxruntime ")
+
+
+def test_a_node_that_openvino_lacks_is_named_in_one_line(covered: Path) -> None:
+    graph = onnx.load(covered)
+    last = graph.graph.node[-1]
+    last.output[0] = "raw"
+    graph.graph.node.append(helper.make_node("Inverse", ["raw"], ["logits"], domain="com.microsoft"))
+    graph.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    onnx.save(graph, covered)
+    complaint = (
+        r"covered\.onnx is not an ONNX model that OpenVINO .*com\.microsoft\.Inverse.*onnxruntime"
+    )
+    with pytest.raises(ModelError, match=complaint) as caught:
+        open_session(covered, runtime="openvino")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "options", [{"threads": 1, "batch": 3}, {"threads": 2, "batch": 5, "readers": 3}]
+)
+def test_batches_and_threads_change_no_byte_of_a_map_made_in_openvino(
+    covered: Path, small_scene: Path, tmp_path: Path, options: dict[str, int]
+) -> None:
+    for name, chosen in (("one", {}), ("other", options)):
+        report = predict(
+            small_scene,
+            covered,
+            tmp_path / f"{name}.tif",
+            options=PredictOptions(runtime="openvino", **chosen),
+        )
+        assert report.runtime.startswith("openvino ")
+    assert (tmp_path / "one.tif").read_bytes() == (tmp_path / "other.tif").read_bytes()
+
+
+def test_the_map_is_that_of_onnx_runtime(covered: Path, real_scene: Path, tmp_path: Path) -> None:
+    maps = []
+    for runtime in ("onnxruntime", "openvino"):
+        output = tmp_path / f"{runtime}.tif"
+        predict(real_scene, covered, output, options=PredictOptions(runtime=runtime))
+        with rasterio.open(output) as mapped:
+            maps.append(mapped.read(1))
+    # Sums in another order: only a pixel whose two best classes are all but level may turn.
+    assert (maps[0] == maps[1]).mean() > 0.9999
+    assert len(np.unique(maps[0])) > 2
