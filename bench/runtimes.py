@@ -1,0 +1,174 @@
+"""How fast each runtime is, beside how far its outputs drift from the reference.
+
+    python bench/runtimes.py                          the model that comes with geodeploy
+    python bench/runtimes.py RUN model.onnx ...       others; a RUN is exported first
+    python bench/runtimes.py --threads 1 2 --batch 1 4 8
+
+The reference, and what speed is compared with, is PyTorch (eager, fp32, adapter unmerged) for a RUN
+and ONNX Runtime for an ONNX file. Each runtime is loaded and warmed up in a process of its own, and
+they take turns, so that a machine that slows down slows all: a ratio is taken for each turn and the
+median is quoted. On a machine that does other work too, trust the CPU time rather than the clock.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import rasterio
+
+from geodeploy.demo import SCENE
+from geodeploy.predict import default_model
+from geodeploy.runtime.graph import read_onnx
+from geodeploy.spec import ModelSpec
+
+WORKER = """
+import json, sys, time
+from pathlib import Path
+import numpy as np
+from geodeploy.machine import peak_memory_bytes
+from geodeploy.runtime.graph import read_onnx
+runtime, model, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+threads, batch = int(sys.argv[4]), int(sys.argv[5])
+tiles = np.load(folder / "tiles.npy")
+begun = time.process_time()
+if runtime == "torch":
+    from geodeploy.runtime.torch import TorchSession
+    session = TorchSession(model, device="cpu", threads=threads)
+elif runtime == "openvino":
+    from geodeploy.runtime.openvino import OpenVinoSession
+    session = OpenVinoSession(read_onnx(model), threads=threads)
+else:
+    from geodeploy.runtime.onnx import OnnxSession
+    session = OnnxSession(read_onnx(model), device="cpu", threads=threads)
+load = time.process_time() - begun
+outputs = [session.run(tiles[place : place + batch]) for place in range(0, len(tiles), batch)]
+np.save(folder / f"{runtime}.npy", np.concatenate(outputs))
+print(json.dumps([session.name, load]), flush=True)
+pixels = np.resize(tiles, (batch, *tiles.shape[1:]))
+for line in sys.stdin:
+    cpu, wall = time.process_time(), time.perf_counter()
+    for _ in range(int(line)):
+        session.run(pixels)
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    print(json.dumps([cpu, wall, peak_memory_bytes()]), flush=True)
+"""
+HEADER = (
+    "| model | threads | batch | runtime | load, CPU s | CPU ms a tile | ratio | tiles/s | ratio | "
+    "peak MiB | max diff | argmax agreement |\n|---|---|---|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def main() -> None:
+    """Print one table over all models, threads and batches."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="*", type=Path, default=[default_model()])
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--batch", nargs="+", type=int, default=[1, 4, 8])
+    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=1.0, help="about so long a turn")
+    arguments = parser.parse_args()
+    print(HEADER)
+    for model in arguments.models:
+        with tempfile.TemporaryDirectory(prefix="geodeploy-") as folder:
+            files = prepare(model, Path(folder))
+            for threads in arguments.threads:
+                for batch in arguments.batch:
+                    rows = measure(
+                        files, Path(folder), threads, batch, arguments.turns, arguments.seconds
+                    )
+                    for row in rows:
+                        print(f"| {model.name} | {threads} | {batch} | {row} |", flush=True)
+
+
+def prepare(model: Path, folder: Path) -> dict[str, Path]:
+    """What each runtime loads, the reference first; real tiles are left in ``folder``."""
+    files = {}
+    if model.is_dir():
+        from geodeploy.export import export
+
+        files["torch"] = model
+        export(model, folder / "model.onnx")
+        tiles = np.load(model / "tiles.npz")["pixels"]
+        model = folder / "model.onnx"
+    else:
+        tiles = cut_scene(read_onnx(model).spec)
+    np.save(folder / "tiles.npy", tiles)
+    files["onnxruntime"] = model
+    if find_spec("openvino"):
+        files["openvino"] = model
+    return files
+
+
+def cut_scene(spec: ModelSpec) -> np.ndarray:
+    """Tiles (N, C, tile, tile) of the scene that comes with geodeploy."""
+    with rasterio.open(SCENE) as scene:
+        indexes = [scene.descriptions.index(name) + 1 for name in spec.band_names]
+        pixels = scene.read(indexes).astype(np.float32)
+        scale, offset = (
+            np.reshape([values[index - 1] for index in indexes], (-1, 1, 1)).astype(np.float32)
+            for values in (scene.scales, scene.offsets)
+        )
+    pixels = pixels * scale + offset
+    places = [range(0, size - spec.tile + 1, spec.tile) for size in pixels.shape[1:]]
+    return np.stack(
+        [
+            pixels[:, row : row + spec.tile, col : col + spec.tile]
+            for row in places[0]
+            for col in places[1]
+        ][:8]
+    )
+
+
+def measure(
+    files: dict[str, Path], folder: Path, threads: int, batch: int, turns: int, seconds: float
+) -> list[str]:
+    """A row for each runtime."""
+    workers = {
+        runtime: subprocess.Popen(
+            [sys.executable, "-c", WORKER, runtime, path, folder, str(threads), str(batch)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        for runtime, path in files.items()
+    }
+    loaded = {runtime: json.loads(worker.stdout.readline()) for runtime, worker in workers.items()}
+    first, *_ = workers
+    repeats = max(1, round(seconds / ask(workers[first], 1)[1]))
+    found = {runtime: [] for runtime in workers}
+    for _ in range(turns):
+        for runtime, worker in workers.items():
+            found[runtime].append(ask(worker, repeats))
+    for worker in workers.values():
+        worker.communicate()
+    reference = np.load(folder / f"{first}.npy")
+    rows = []
+    for runtime, (name, load) in loaded.items():
+        cpu, wall, memory = (np.array(values) for values in zip(*found[runtime], strict=True))
+        base_cpu, base_wall, _ = (np.array(values) for values in zip(*found[first], strict=True))
+        outputs = np.load(folder / f"{runtime}.npy")
+        agreement = (outputs.argmax(axis=1) == reference.argmax(axis=1)).mean()
+        rows.append(
+            f"{name} | {load:.2f} | {1000 * np.median(cpu) / repeats / batch:.1f} | "
+            f"{np.median(base_cpu / cpu):.2f} | {repeats * batch / np.median(wall):.1f} | "
+            f"{np.median(base_wall / wall):.2f} | {memory.max() / 2**20:.0f} | "
+            f"{np.abs(outputs - reference).max():.1e} | {agreement:.4%}"
+        )
+    return rows
+
+
+def ask(worker: subprocess.Popen, repeats: int) -> list[float]:
+    """CPU seconds, seconds on the clock and peak memory of so many batches."""
+    worker.stdin.write(f"{repeats}\n")
+    worker.stdin.flush()
+    return json.loads(worker.stdout.readline())
+
+
+if __name__ == "__main__":
+    main()
