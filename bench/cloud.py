@@ -34,9 +34,14 @@ MERGED = {"shadow": (0,), "clear": (1, 2), "cloud": (3,)}
 """Positions of the classes in each of the three that cloud masks are compared by."""
 
 STUDENT, TEACHER = ROOT / "train" / "cloud-student.toml", ROOT / "train" / "cloud-teacher.toml"
-LIGHT = ("training.steps=300", "model.tile=192", "augmentation.zoom=[0.53,1.73]")
+LIGHT = (
+    "training.steps=300",
+    "model.tile=192",
+    "model.decoder_channels=[96,64,32,24]",
+    "augmentation.zoom=[0.53,1.73]",
+)
 VIT = ("training.steps=150", "model.tile=168", "augmentation.zoom=[0.61,1.98]")
-"""Both cut windows of 102 to 333 pixels, the patch of 14 from smaller tiles: hours, not days."""
+"""Both cut windows of 102 to 333 pixels, into smaller tiles than the recipes: hours, not days."""
 PLAIN = ("augmentation.clouds.share=0", "training.class_weights=[1,10,1,1]")
 LEVERS = (
     "augmentation.clouds={share=0.5, cloud=4, shadow=0, unshaded=[1]}",

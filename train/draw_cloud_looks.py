@@ -82,8 +82,8 @@ def main() -> None:
             swapped = ("", "", "blue", "green", "red", "")  # red, nir and swir16 shown
             infrared = true_colour(pixels, swapped, values != 255)
             beside = [natural, infrared, coloured(values, classes) / 255]
-            drawn = np.concatenate(beside, axis=1)
-            matplotlib.image.imsave(arguments.output / f"{name}.png", drawn)
+            drawn = np.concatenate(beside, axis=1)[::2, ::2]
+            matplotlib.image.imsave(arguments.output / f"{name}.jpg", drawn)
             shares = {item.name: f"{(values == item.value).mean():.1%}" for item in classes}
             print(name, shares)
 
