@@ -95,7 +95,9 @@ def predict_array(
         options: As for `predict`.
 
     Returns:
-        (y, x) of class values, with CF's ``flag_values`` and ``flag_meanings``.
+        (y, x) of class values, with CF's ``flag_values`` and ``flag_meanings``. Where rasters beside it
+        are asked for, an `xarray.Dataset` with it as ``class``, and with them: float32 from 0 to 1, NaN
+        for nodata, ``probabilities`` (class_name, y, x).
 
     Raises:
         GeodeployError: what `predict` raises.
@@ -112,6 +114,7 @@ def predict_array(
         with rasterio.open(output) as dataset:
             classes, transform, crs = dataset.read(1), dataset.transform, dataset.crs
             nodata = dataset.nodata
+        beside = {path.stem.removeprefix("map_"): _shares(path) for path in report.beside}
     y_dim, x_dim = _axes(array) or ("y", "x")
     same = classes.shape == (array.sizes[y_dim], array.sizes[x_dim])
     rows, cols = (np.arange(length) + 0.5 for length in classes.shape)
@@ -129,7 +132,27 @@ def predict_array(
         },
     )
     mapped = mapped.rio.write_nodata(int(nodata))
-    return mapped if crs is None else mapped.rio.write_crs(crs).rio.write_transform(transform)
+    if crs is not None:
+        mapped = mapped.rio.write_crs(crs).rio.write_transform(transform)
+    if not beside:
+        return mapped
+    found = mapped.to_dataset()
+    for variable, shares in beside.items():
+        if variable == "probabilities":
+            found["class_name"] = [item.name for item in report.classes]
+            found[variable] = (("class_name", y_dim, x_dim), shares)
+        else:
+            found[variable] = ((y_dim, x_dim), shares[0])
+    return found
+
+
+def _shares(path: Path) -> NDArray[np.float32]:
+    """What a raster beside the map means, (bands, y, x), NaN for nodata."""
+    with rasterio.open(path) as dataset:
+        stored = dataset.read(masked=True)
+        scale = np.float32(dataset.scales[0])
+    shares: NDArray[np.float32] = stored.astype(np.float32).filled(np.nan) * scale
+    return shares
 
 
 class ArrayDataset:

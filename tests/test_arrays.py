@@ -201,3 +201,18 @@ def test_an_array_is_held_no_longer_than_it_is_used() -> None:
         pass
     with pytest.raises((SourceError, OSError)), open_raster(name, band_names=["red"]):
         pass
+
+
+def test_what_lies_beside_the_map_comes_in_one_dataset_with_it(pointwise: Any, tmp_path: Path) -> None:
+    array = as_array()
+    options = PredictOptions(confidence=True, probabilities=True, disagreement=True)
+    found = predict_array(array, pointwise.path, options=options)
+    xarray.testing.assert_identical(found["class"], predict_array(array, pointwise.path))
+    assert list(found["class_name"].values) == [f"class {n}" for n in (0, 1, 3, 4)]
+    with held(array) as name:
+        report = predict(name, pointwise.path, tmp_path / "map.tif", options=options)
+    for path, variable in zip(report.beside, options.beside, strict=True):
+        judge = rioxarray.open_rasterio(path, mask_and_scale=True)
+        np.testing.assert_allclose(np.atleast_3d(found[variable].values.T).T, judge.values, rtol=1e-6)
+    # No pixel of the data lies outside the map, and none of the map outside the data.
+    assert (np.isnan(found["confidence"]) == (found["class"] == 255)).all()
