@@ -15,37 +15,45 @@ from ways import CLASSES, MEANS, STDS, STRIDE, TILE
 from geodeploy.spec import METADATA_KEY, Band, ModelSpec, SegmentationClass
 
 _NAMES = ("blue", "green", "red", "nir", "swir16", "swir22")
-SPEC = ModelSpec(
-    name="random weights",
-    bands=tuple(
-        Band(name=name, mean=mean, std=std, valid_range=(-0.1, 1.6))
-        for name, mean, std in zip(_NAMES, MEANS, STDS, strict=True)
-    ),
-    tile=TILE,
-    overlap=TILE - STRIDE,
-    classes=tuple(
-        SegmentationClass(value=value, name=f"class {value}", color=f"#{value * 60:02x}4080")
-        for value in range(CLASSES)
-    ),
-)
 
 
-def make_vit_small(path: Path) -> Path:
+def make_spec(classes: int) -> ModelSpec:
+    """What a model with so many classes says of itself."""
+    return ModelSpec(
+        name="random weights",
+        bands=tuple(
+            Band(name=name, mean=mean, std=std, valid_range=(-0.1, 1.6))
+            for name, mean, std in zip(_NAMES, MEANS, STDS, strict=True)
+        ),
+        tile=TILE,
+        overlap=TILE - STRIDE,
+        classes=tuple(
+            SegmentationClass(
+                value=value, name=f"class {value}", color=f"#{value * 240 // classes:02x}4080"
+            )
+            for value in range(classes)
+        ),
+    )
+
+
+def make_vit_small(path: Path, classes: int = CLASSES) -> Path:
     """A ViT-S/14 for six bands with a UNet decoder and a stem."""
     if path.exists():
         return path
     import timm
 
     from geodeploy.export.onnx import write_onnx
+    from geodeploy.train.backbone import find_taps
     from geodeploy.train.decoder import UnetDecoder
     from geodeploy.train.model import TunedModel
 
     vit = timm.create_model(
         "vit_small_patch14_dinov2", img_size=224, in_chans=6, num_classes=0, global_pool=""
     )
-    decoder = UnetDecoder(384, CLASSES, 4, 224, channels=(128, 96, 64, 32), bands=6, stem=True)
-    model = TunedModel(vit, decoder, blocks=(2, 5, 8, 11), mean=MEANS, std=STDS, scaling="log").eval()
-    write_onnx(model, SPEC, path)
+    taps = find_taps(vit)
+    decoder = UnetDecoder(384, 4, classes, 224, channels=(128, 96, 64, 32), bands=6, stem=True)
+    model = TunedModel(vit, decoder, taps=taps, mean=MEANS, std=STDS, scaling="log").eval()
+    write_onnx(model, make_spec(classes), path)
     return path
 
 
@@ -95,27 +103,31 @@ def make_convolutions(path: Path, channels: Sequence[int]) -> Path:
     return _write(path, nodes, tensors)
 
 
-def make_null(path: Path) -> Path:
-    """The first bands as they are, for logits: what a model that costs nothing would return."""
+def make_null(path: Path, classes: int = CLASSES) -> Path:
+    """The bands as they are, again and again, for logits: what a model that costs nothing returns."""
     from onnx import helper, numpy_helper
 
-    bounds = {"first": 0, "last": CLASSES, "axis": 1}
-    tensors = [numpy_helper.from_array(np.array([value]), name) for name, value in bounds.items()]
-    return _write(path, [helper.make_node("Slice", ["pixels", *bounds], ["logits"])], tensors)
+    places = np.arange(classes) % len(MEANS)
+    node = helper.make_node("Gather", ["pixels", "places"], ["logits"], axis=1)
+    return _write(path, [node], [numpy_helper.from_array(places, "places")], classes)
 
 
-def _write(path: Path, nodes: Sequence[object], constants: Sequence[object]) -> Path:
+def _write(
+    path: Path, nodes: Sequence[object], constants: Sequence[object], classes: int = CLASSES
+) -> Path:
     from onnx import TensorProto, helper, save
+
+    spec = make_spec(classes)
 
     def signature(name: str, channels: int) -> object:
         return helper.make_tensor_value_info(
-            name, TensorProto.FLOAT, ["batch", channels, SPEC.tile, SPEC.tile]
+            name, TensorProto.FLOAT, ["batch", channels, spec.tile, spec.tile]
         )
 
     graph = helper.make_graph(
-        nodes, "random", [signature("pixels", len(MEANS))], [signature("logits", CLASSES)], constants
+        nodes, "random", [signature("pixels", len(MEANS))], [signature("logits", classes)], constants
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    helper.set_model_props(model, {METADATA_KEY: SPEC.to_json()})
+    helper.set_model_props(model, {METADATA_KEY: spec.to_json()})
     save(model, path)
     return path
