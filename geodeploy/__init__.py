@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from geodeploy.evaluate import evaluate
     from geodeploy.export import export
     from geodeploy.predict import PredictOptions, predict, predict_scenes
-    from geodeploy.report import Report
+    from geodeploy.report import Failure, Report
     from geodeploy.scores import Scores
     from geodeploy.spec import ModelSpec
     from geodeploy.train import distil, train
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __version__ = version("geodeploy-eo")
 
 __all__ = [
+    "Failure",
     "GeodeployError",
     "ModelSpec",
     "PredictOptions",
@@ -39,6 +40,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Failure": "report",
     "GeodeployError": "errors",
     "ModelSpec": "spec",
     "PredictOptions": "predict",

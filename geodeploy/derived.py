@@ -1,7 +1,8 @@
 """What is made of a map as soon as it is whole: polygons, area table, preview, STAC item."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import date, datetime
+from hashlib import sha256
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -9,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from geodeploy.area import write_area_table
 from geodeploy.errors import GeodeployError, OutputError
 from geodeploy.item import ItemOptions, acquisition, item_path, write_item
+from geodeploy.parts import note_derived, noted_derived
 from geodeploy.polygons import Metres, PolygonOptions, check_vectors, write_polygons
 from geodeploy.preview import write_preview
 from geodeploy.writer import check_output
@@ -44,11 +46,23 @@ class DerivedOptions(BaseModel):
         found = {"--polygons": self.polygons, "--area": self.area, "--preview": self.preview}
         return {flag: path for flag, path in found.items() if path is not None}
 
+    @property
+    def digest(self) -> str:
+        """A short text that other options would not have."""
+        return sha256(self.model_dump_json().encode()).hexdigest()[:16]
+
 
 def check_derived(
-    maps: Sequence[Path], scenes: Sequence[Path], options: DerivedOptions, *, overwrite: bool
+    maps: Sequence[Path],
+    scenes: Sequence[Path],
+    options: DerivedOptions,
+    *,
+    overwrite: bool,
+    made: Collection[Path] = (),
 ) -> None:
     """Refuse, before any work, what cannot be made of the maps or must not be written.
+
+    What was ``made`` before need not be written.
 
     Raises:
         OutputError: says which, and the flag.
@@ -73,10 +87,12 @@ def check_derived(
                 check_vectors(place)
             if place.absolute() == mapped.absolute():
                 raise OutputError(f"{flag} {path} is the map itself. Choose another place.")
-            check_output(place, scenes, overwrite=overwrite, flag=flag)
+            check_output(place, scenes, overwrite=overwrite or place.absolute() in made, flag=flag)
     if options.stac:
         for mapped, scene in zip(maps, scenes, strict=True):
-            check_output(item_path(mapped), scenes, overwrite=overwrite, flag="-o")
+            place = item_path(mapped)
+            there = overwrite or place.absolute() in made
+            check_output(place, scenes, overwrite=there, flag="-o")
             if options.acquired is None and acquisition(scene.name) is None:
                 raise OutputError(
                     f"{scene.name} does not tell when it was taken, which a STAC item must: "
@@ -95,16 +111,20 @@ def derive(
 ) -> tuple[Path, ...]:
     """Make of the map at ``mapped`` what ``options`` ask for; the files that were written.
 
-    The STAC item lists them, and the rasters ``beside`` the map.
+    The STAC item lists them, and the rasters ``beside`` the map. The map's journal, if it has one, is
+    told of each, and what it tells of already is not made again unless ``overwrite`` is said.
 
     Raises:
         GeodeployError: one of its kinds; the map is whole all the same, and what was made before too.
     """
     made: list[Path] = []
+    before = set() if overwrite else noted_derived(mapped, options.digest)
     try:
         for flag, path in options.files.items():
             place = _place(path, mapped)
-            if flag == "--polygons":
+            if place.absolute() in before:
+                pass
+            elif flag == "--polygons":
                 drawing = PolygonOptions(
                     min_area_m2=options.min_area, simplify_m=options.simplify, overwrite=overwrite
                 )
@@ -114,7 +134,10 @@ def derive(
             else:
                 write_preview(mapped, place, overwrite=overwrite)
             made.append(place)
-        if options.stac:
+            note_derived(mapped, place, options.digest)
+        if options.stac and item_path(mapped).absolute() in before:
+            made.append(item_path(mapped))
+        elif options.stac:
             telling = ItemOptions(
                 acquired=options.acquired or acquisition(scene.name),
                 model=model,
@@ -122,6 +145,7 @@ def derive(
                 overwrite=overwrite,
             )
             made.append(write_item(mapped, options=telling))
+            note_derived(mapped, made[-1], options.digest)
     except GeodeployError as error:
         raise type(error)(f"{error} The map {mapped} is whole.") from error
     return tuple(made)

@@ -36,11 +36,21 @@ from geodeploy.batches import Batch, answers, cut_tiles, probabilities, stack_ti
 from geodeploy.blend import Block, Mosaic
 from geodeploy.clean import CleanOptions, clean_raster
 from geodeploy.cog import Frame
-from geodeploy.errors import GridError
+from geodeploy.errors import GridError, OutputError
 from geodeploy.holes import Holes
 from geodeploy.machine import Stopwatch, peak_memory_bytes
 from geodeploy.options import PredictOptions, Progress
-from geodeploy.parts import ROWS, Journal, Part, identify, missing_regions, plan_parts
+from geodeploy.parts import (
+    ROWS,
+    Journal,
+    Part,
+    differences,
+    has_holes,
+    identify,
+    missing_regions,
+    noted_job,
+    plan_parts,
+)
 from geodeploy.products import ClassMap, Confidence, Disagreement, Probabilities, Product
 from geodeploy.raster import Raster, check_range, ground_sample_distance_m, open_raster
 from geodeploy.report import BusyShares, ClassArea, Hole, Report, UnseenShare
@@ -92,13 +102,15 @@ def map_scene(
         ) as journal:
             kept = sum(plan.parts[number].pixels for number in journal.done)
             writer = _writer(output, journal, raster, spec, plan)
-            _map_missing(raster, session, plan, journal, writer, options, stages, progress)
+            if journal.finished is None:
+                _map_missing(raster, session, plan, journal, writer, options, stages, progress)
             unseen = sum_unseen(spec.bands, [noted["unseen"] for noted in journal.done.values()])
             holes = _holes(journal)
             failed = sum(noted["failed"] for noted in journal.done.values())
-            tags = _tags(session, raster, options, plan, unseen, holes)
-            with stages.write:
-                writer.finish(tags | (plan.cleaning.tags if plan.cleaning else {}))
+            if journal.finished is None:
+                tags = _tags(session, raster, options, plan, unseen, holes)
+                with stages.write:
+                    writer.finish(tags | (plan.cleaning.tags if plan.cleaning else {}))
             counts = writer.counts()
             stored = {product.name: writer.counts(product) for product in plan.others}
     if not counts[spec.class_values].any() and not holes:
@@ -114,6 +126,24 @@ def map_scene(
         source, output, session, raster, options, plan, stages, kept, counts, unseen, notes
     )
     return report.model_copy(update={"holes": holes, "tiles_failed": failed})
+
+
+def check_scene(source: Path, session: Session, output: Path, options: PredictOptions) -> None:
+    """Refuse, before any work, a scene that cannot be mapped, or a map that another job made.
+
+    Raises:
+        GeodeployError: what `map_scene` would raise before it reads the scene.
+        OutputError: there is a map at ``output`` and it is not to be replaced.
+    """
+    with opened(source, session.spec, options) as raster:
+        plan = _plan(raster, session.spec, options)
+        if options.overwrite or not output.exists():
+            return
+        found, job = noted_job(output), _job(session, raster, options, plan)
+        if found == job and (options.on_error == "skip" or not has_holes(output)):
+            return
+    why = f"was made with {differences(found, job)}" if found != job else "has holes"
+    raise OutputError(f"{output} exists, and {why}. Choose another place with -o, or add --overwrite.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ same command goes on from there.
 
 import errno
 import fcntl
+import hashlib
 import json
 import logging
 import os
@@ -14,7 +15,6 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Self
 
@@ -89,6 +89,7 @@ class Journal:
 
     The folder belongs to one job: to the same scene, model and options. One of another job is emptied.
     Leaving the context by an error keeps a folder that holds a part, and removes one that holds none.
+    Once the map is in its place the list alone stays, and tells whose it is, until `forget`.
 
     Args:
         output: Where the map will lie; the folder is hidden beside it.
@@ -113,6 +114,8 @@ class Journal:
         self.folder = _folder(output)
         self.done: dict[int, dict[str, Any]] = {}
         """What was noted of each part that is whole."""
+        self.finished: dict[str, Any] | None = None
+        """What was noted of the map, once it is in its place."""
         self._output = output
         self._job = dict(job)
         self._parts = parts
@@ -152,6 +155,8 @@ class Journal:
         try:
             if not _holds(self.folder, self._lock):  # removed, and perhaps made anew by another run
                 return
+            if self.finished:
+                return
             # An interrupt may have come between the note on the disk and the one in memory.
             self.done = self._noted() or self.done
             if self.done and self._keep:
@@ -175,35 +180,51 @@ class Journal:
             draft.write_bytes(content)
             sync(draft)
             draft.replace(self.folder / name)
-        digests = {name: sha256(content).hexdigest() for name, content in files.items()}
+        digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
         noted = {"part": number, "files": digests, **facts}
         self._append(noted)
         self.done[number] = noted
 
-    def move(self, places: Mapping[str, Path]) -> None:
+    def move(self, places: Mapping[str, Path], facts: Mapping[str, Any]) -> None:
         """Move files of the folder, by their names, to their ``places`` beside it, in this order.
 
-        A run that is killed before all are there has made them all the same: `clear_finished` moves
-        what is left.
+        They are whole, and ``facts`` are noted of them. A run that is killed before all are there has
+        made them all the same: `settle` moves what is left. The parts are removed.
         """
         names = {name: place.name for name, place in places.items()}
-        self._append({"moving": names})
+        # Viewers write statistics into an .aux.xml.
+        digests = {
+            new: _digest(self.folder / name) for name, new in names.items() if not new.endswith(".xml")
+        }
+        self._append({"moving": names, "sha256": digests, **facts})
         _move(self._output, names)
+        self.finished = _moved(self.folder)
+        if self._keep:
+            for file in self.folder.glob("part-*"):
+                file.unlink()
+        else:
+            _remove(self.folder, self._lock)
 
     def remove(self) -> None:
-        """Remove the folder: the map is in its place, or nothing of it is."""
+        """Remove the folder: nothing of the map is there."""
         self.done = {}
         _remove(self.folder, self._lock)
 
     def _resume(self) -> None:
         lines = _read(self._list)
         found = lines[0].get("job") if lines else None
+        usable = self._holes or not has_holes(self._output)
+        if found == self._job and usable and is_finished(self._output):
+            self.finished, self.done = _moved(self.folder), self._noted()
+            log.info("%s is done: the same job made it.", self._output.name)
+            return
         if found == self._job:
             noted = self._noted()
             if not self._holes:
                 noted = self._without_holes(noted)
             self.done = {number: line for number, line in noted.items() if self._is_whole(line)}
-            if damaged := sorted(noted.keys() - self.done.keys()):
+            damaged = sorted(noted.keys() - self.done.keys())
+            if damaged and not _moved(self.folder):  # they went when the map was whole, and it is gone
                 log.warning(
                     "Parts of %s that were done are missing or damaged, and made again: %s.",
                     self._output.name,
@@ -217,14 +238,8 @@ class Journal:
                     self._parts,
                 )
         elif isinstance(found, dict):
-            changed = [
-                name for name in {**self._job, **found} if found.get(name) != self._job.get(name)
-            ]
-            log.warning(
-                "%s was begun with another %s: starting afresh.",
-                self._output.name,
-                ", another ".join(changed),
-            )
+            changed = differences(found, self._job)
+            log.warning("%s was begun with %s: starting afresh.", self._output.name, changed)
         elif self._list.exists():
             log.warning("The journal of %s cannot be read: starting afresh.", self._output.name)
         self._tidy()
@@ -252,7 +267,7 @@ class Journal:
         """Whether the files of a part are as they were when it was noted."""
         try:
             return all(
-                sha256((self.folder / name).read_bytes()).hexdigest() == digest
+                hashlib.sha256((self.folder / name).read_bytes()).hexdigest() == digest
                 for name, digest in noted["files"].items()
             )
         except OSError:
@@ -283,24 +298,97 @@ class Journal:
 _LIST, _LOCK = "journal.jsonl", "lock"
 
 
-def clear_finished(output: Path) -> None:
-    """Finish for a run that was killed when its files were whole: move them, and remove the folder."""
+def differences(found: Mapping[str, str], job: Mapping[str, str]) -> str:
+    """What of the job that was ``found`` is not as in ``job``, by the names that the user knows."""
+    changed = [name for name in {**job, **found} if found.get(name) != job.get(name)]
+    return "another " + ", another ".join(changed)
+
+
+def settle(output: Path) -> bool:
+    """Move what a run made whole that was killed before all was in its place.
+
+    Returns:
+        Whether the map and what is beside it are what the journal tells of, to the last byte.
+    """
     folder = _folder(output)
     if not folder.exists():
-        return
+        return False
     with suppress(OSError):
         lock = _lock(folder)
         if lock is None:
-            return
+            return False
         try:
-            lines = _read(folder / _LIST)
-            moving = lines[-1].get("moving") if lines else None
-            if moving:
-                _move(output, moving)
-            if moving or (not lines and output.exists()):
+            moved = _moved(folder)
+            if moved:
+                _move(output, moved["moving"])
+            if is_finished(output):
+                return True
+            if moved or (not _read(folder / _LIST) and output.exists()):
                 _remove(folder, lock)
         finally:
             os.close(lock)
+    return False
+
+
+def is_finished(output: Path) -> bool:
+    """Whether the map at ``output`` and what is beside it are what its journal says was made."""
+    digests = (_moved(_folder(output)) or {}).get("sha256")
+    if not digests:
+        return False
+    places = {output.with_name(name): digest for name, digest in digests.items()}
+    return all(place.is_file() and _digest(place) == digest for place, digest in places.items())
+
+
+def noted_job(output: Path) -> dict[str, str]:
+    """The job that the journal of ``output`` is of; empty without one."""
+    lines = _read(_folder(output) / _LIST)
+    job: dict[str, str] = lines[0].get("job", {}) if lines else {}
+    return job
+
+
+def has_holes(output: Path) -> bool:
+    """Whether the journal of ``output`` tells of a part with holes."""
+    return any(line.get("holes") or line.get("failed") for line in _read(_folder(output) / _LIST))
+
+
+def note_derived(output: Path, made: Path, way: str) -> None:
+    """Note in the journal that ``made`` was made in this ``way`` of the finished map at ``output``."""
+    journal = _folder(output) / _LIST
+    if journal.exists():
+        line = {"derived": str(made.absolute()), "way": way, "sha256": _digest(made)}
+        with journal.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def noted_derived(output: Path, way: str) -> set[Path]:
+    """What was made in this ``way`` of the finished map at ``output``, and is as it was then."""
+    noted = [line for line in _read(_folder(output) / _LIST) if line.get("way") == way]
+    files = {Path(line["derived"]): line["sha256"] for line in noted}
+    return {file for file, digest in files.items() if file.is_file() and _digest(file) == digest}
+
+
+def forget(output: Path) -> None:
+    """Remove the journal of a map that is in its place."""
+    folder = _folder(output)
+    if folder.exists():
+        with suppress(OSError):
+            lock = _lock(folder)
+            if lock is not None:
+                try:
+                    _remove(folder, lock)
+                finally:
+                    os.close(lock)
+
+
+def _moved(folder: Path) -> dict[str, Any] | None:
+    """What was noted of the map, if it was whole."""
+    moved = [line for line in _read(folder / _LIST) if "moving" in line]
+    return moved[-1] if moved else None
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _move(output: Path, names: Mapping[str, str]) -> None:
@@ -385,7 +473,7 @@ def identify(files: Iterable[str], *values: object) -> tuple[str, str]:
             local = [archive for archive in path.parents if archive.is_file()]
         names.append(str(path.absolute()) if local else name)
         states += [(file.stat().st_size, file.stat().st_mtime_ns) for file in local]
-    return " ".join(names), sha256(repr((states, values)).encode()).hexdigest()
+    return " ".join(names), hashlib.sha256(repr((states, values)).encode()).hexdigest()
 
 
 def sync(path: Path) -> None:

@@ -1,17 +1,17 @@
 """The verb: check what can be checked, load the model once, map each scene, make what is wanted."""
 
 import logging
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from importlib.resources import files
 from pathlib import Path
 
 from geodeploy.derived import check_derived, derive
-from geodeploy.engine import asked_area, map_scene, opened
-from geodeploy.errors import OutputError
+from geodeploy.engine import check_scene, map_scene
+from geodeploy.errors import AreaError, BandError, GridError, OutputError, RangeError, SourceError
 from geodeploy.options import PredictOptions, Progress
-from geodeploy.parts import clear_finished
-from geodeploy.report import Report
+from geodeploy.parts import forget, is_finished, noted_derived, settle
+from geodeploy.report import Failure, Report
 from geodeploy.runtime import open_session
 from geodeploy.source import stem
 from geodeploy.writer import beside, check_output
@@ -45,6 +45,7 @@ def predict(
         GeodeployError: one of its kinds, in one line; what was at ``output`` is untouched then.
     """
     (report,) = predict_scenes([source], model, output, options=options, progress=progress)
+    assert isinstance(report, Report)  # what is wrong with one scene alone is raised
     return report
 
 
@@ -55,45 +56,72 @@ def predict_scenes(
     *,
     options: PredictOptions | None = None,
     progress: Progress | None = None,
-) -> list[Report]:
+) -> list[Report | Failure]:
     """`predict` for several scenes, one after the other with the model loaded once.
 
     With more than one scene ``output`` is a folder, and each map is ``<stem>_map.tif`` in it. Names
-    that exist or collide are refused before any work.
+    that exist or collide are refused before any work. Where a call like this one was stopped, the maps
+    that it finished are taken as done if nobody has changed them, the scene or the job since.
+
+    With ``on_error="skip"`` a scene of several that cannot be mapped gives a `Failure`.
     """
     options = options or PredictOptions()
     scenes = [Path(source) for source in sources]
     outputs = map_paths(scenes, None if output is None else Path(output))
     path = default_model() if model is None else Path(model)
     for place in outputs:
-        if not options.overwrite:
-            clear_finished(place)
+        there = options.overwrite or settle(place)
         for written in (place, *(beside(place, name) for name in options.beside)):
-            check_output(written, [*scenes, path], overwrite=options.overwrite)
-    check_derived(outputs, scenes, options.derived, overwrite=options.overwrite)
+            check_output(written, [*scenes, path], overwrite=there)
+    way = options.derived.digest
+    made = {file for place in outputs if is_finished(place) for file in noted_derived(place, way)}
+    check_derived(outputs, scenes, options.derived, overwrite=options.overwrite, made=made)
     if model is None:
         log.info("No model named: taking the one that comes with geodeploy (%s).", path.name)
     session = open_session(
         path, runtime=options.runtime, device=options.device, threads=options.threads
     )
     with closing(session):
-        if len(scenes) > 1:  # the last one's fault should not show after hours of work on the others
-            for scene in scenes:
-                with opened(scene, session.spec, options) as raster:
-                    asked_area(raster, options)
-        reports = []
-        for scene, place in zip(scenes, outputs, strict=True):
-            report = map_scene(scene, session, place, options, progress)
-            made = derive(
-                place,
-                scene,
-                path,
-                options.derived,
-                beside=report.beside,
-                overwrite=options.overwrite,
-            )
-            reports.append(report.model_copy(update={"derived": made}))
-        return reports
+        reports: dict[Path, Report | Failure] = {}
+        pairs = list(zip(scenes, outputs, strict=True))
+        skip = options.on_error == "skip" and len(scenes) > 1
+        for scene, place in pairs:
+            # The last one's fault should not show after hours of work on the others.
+            if len(scenes) > 1 or place.exists():
+                with _left_out(scene, place, reports, skip=skip):
+                    check_scene(scene, session, place, options)
+        for scene, place in pairs:
+            if place in reports:
+                continue
+            with _left_out(scene, place, reports, skip=skip):
+                report = map_scene(scene, session, place, options, progress)
+                files = derive(
+                    place,
+                    scene,
+                    path,
+                    options.derived,
+                    beside=report.beside,
+                    overwrite=options.overwrite,
+                )
+                reports[place] = report.model_copy(update={"derived": files})
+    if not any(isinstance(report, Failure) for report in reports.values()):
+        for place in outputs:
+            forget(place)
+    return [reports[place] for place in outputs]
+
+
+@contextmanager
+def _left_out(
+    scene: Path, place: Path, reports: dict[Path, Report | Failure], *, skip: bool
+) -> Iterator[None]:
+    """With ``skip``, put what is wrong with ``scene`` into ``reports`` instead of raising it."""
+    try:
+        yield
+    except (SourceError, BandError, RangeError, GridError, AreaError) as error:
+        if not skip:
+            raise
+        reports[place] = Failure(scene=scene, map=place, error=str(error))
+        log.warning("%s is left out: %s", scene, error)
 
 
 def default_model() -> Path:

@@ -1,6 +1,7 @@
 """What a run did: where the map is, what it holds, how long it took and on what."""
 
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -80,6 +81,19 @@ class Hole(_Frozen):
     pixels: int
     """Of them, those that would have a class: not in an area alone, nor where the scene has no data."""
     cause: str
+
+
+class Failure(_Frozen):
+    """One scene of several that could not be mapped."""
+
+    scene: Path
+    map: Path
+    """Where the map would be."""
+    error: str
+    is_whole: ClassVar = False
+
+    def __str__(self) -> str:
+        return f"{self.scene}: not mapped: {self.error}"
 
 
 class Report(_Frozen):

@@ -120,6 +120,8 @@ class MapWriter:
             for each, stop in zip(self._products, stops, strict=True)
         }
         self._counts: NDArray[np.int64] | None = None
+        if journal.finished:
+            self._counts = np.array(journal.finished["counts"], np.int64)
         self._canvas: NDArray[np.uint8] | None = None
         self._filled = 0
 
@@ -165,7 +167,7 @@ class MapWriter:
         return total[0] if product is None else total[self._bands[product.name]]
 
     def finish(self, tags: Mapping[str, str]) -> None:
-        """Join the parts, move the rasters into place, remove the journal.
+        """Join the parts, move the rasters into place, remove the parts.
 
         ``tags`` are written into the files; nothing that changes from run to run may be among them, so
         that the same job gives the same bytes.
@@ -186,12 +188,11 @@ class MapWriter:
                 sync(cog)
                 is_map = product is self._products[0]
                 moves[cog.name] = self._output if is_map else beside(self._output, product.name)
-            self._journal.move(moves)
+            self._journal.move(moves, {"counts": self._counts.tolist()})
             with suppress(OSError):  # not every file system can do this to a folder
                 sync(self._output.absolute().parent)
         except (RasterioError, OSError) as error:
             raise self._failed(error) from error
-        self._journal.remove()
 
     def _make(self, product: Product, tags: Mapping[str, str]) -> Path:
         """The COG of one raster, in the folder of the parts."""

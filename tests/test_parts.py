@@ -21,15 +21,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.shutil import copy
 
-from geodeploy import PredictOptions, Report, evaluate, predict
+from geodeploy import PredictOptions, Report, evaluate, predict, predict_scenes
 from geodeploy.errors import ModelError, OutputError, SourceError
-from geodeploy.parts import Journal, clear_finished, missing_regions, plan_parts
+from geodeploy.parts import Journal, missing_regions, plan_parts, settle
 from geodeploy.tiles import TileGrid
 
 Make = Callable[..., Any]
 MakeRaster = Callable[..., Path]
 
 TWO = ("red", "nir")
+DONE = "map.tif is done: the same job made it."
 PARTS = 12
 HEIGHT, WIDTH = 528 * PARTS, 100
 """With tile 64 and overlap 16 a part is 11 rows of tiles of 48 pixels each."""
@@ -268,9 +269,10 @@ def test_killed_at_twenty_random_moments_the_same_command_ends_with_the_same_byt
             made.append(len(parts) - len(kept))
             kept = {number: files[number].stat().st_mtime_ns for number in parts}
             continue
-        if status == -signal.SIGKILL:  # after its last step but one
-            assert forks.run(*command) == 1
+        if status == -signal.SIGKILL and forks.run(*command):  # after its last step but one
             assert "map.tif exists" in forks.err
+        elif status == -signal.SIGKILL:
+            assert DONE in forks.err
         else:
             assert status == 0, forks.err
             assert json.loads(forks.out)["pixels_kept"] == len(kept) * 528 * WIDTH
@@ -296,12 +298,13 @@ def test_killed_before_any_step_on_the_disk_the_same_command_ends_with_the_same_
         output.unlink(missing_ok=True)
         assert forks.run(*command, last=last) == -signal.SIGKILL
         assert not output.exists() or output.read_bytes() == short_job.map
-        before = noted(output)
+        before, whole = noted(output), output.exists()
         status = forks.run(*command)
         if status:
             assert (status, "map.tif exists" in forks.err) == (1, True), forks.err
             refused += 1
-        else:
+        elif forks.err != DONE:
+            assert not whole
             assert forks.err == (
                 f"Going on with map.tif: {len(before)} of 2 parts done." if before else ""
             )
@@ -577,6 +580,136 @@ def test_a_map_that_exists_stays_until_the_new_one_is_whole(job: Job, tmp_path: 
     job.check(output)
 
 
+# Several scenes.
+
+
+@dataclass(frozen=True)
+class Several:
+    """Three scenes with one map, and the command that maps them."""
+
+    scenes: list[Path]
+    maps: Path
+    command: list[object]
+
+    @property
+    def outputs(self) -> list[Path]:
+        return [self.maps / f"{scene.stem}_map.tif" for scene in self.scenes]
+
+
+@pytest.fixture
+def several(short_job: Job, memory_path: Path) -> Several:
+    scenes = [memory_path / f"{name}.tif" for name in "abc"]
+    for scene in scenes:
+        shutil.copy2(short_job.scene, scene)
+    maps = memory_path / "maps"
+    maps.mkdir()
+    command = ["predict", *scenes, "-m", short_job.model, "-o", maps]
+    return Several(scenes, maps, [*command, "--area", ".csv", "--json"])
+
+
+def test_several_scenes_killed_in_the_second_go_on_with_the_same_command(
+    several: Several, short_job: Job, forks: Forks
+) -> None:
+    first, second, third = several.outputs
+    assert forks.run(*several.command) == 0, forks.err
+    steps = forks.steps
+    tables = [output.with_suffix(".csv").read_bytes() for output in several.outputs]
+    assert len(list(several.maps.iterdir())) == 9
+    for last in (steps // 3, steps * 5 // 12):
+        for file in several.maps.iterdir():
+            file.unlink()
+        assert forks.run(*several.command, last=last) == -signal.SIGKILL
+        assert first.exists()
+        assert not third.exists()
+        assert folder_of(second).exists()
+        made = first.stat().st_mtime_ns, first.stat().st_ino
+        assert forks.run(*several.command) == 0, forks.err
+        assert "a_map.tif is done: the same job made it." in forks.err
+        assert (first.stat().st_mtime_ns, first.stat().st_ino) == made
+        reports = json.loads(forks.out)
+        assert [report["tiles_run"] > 0 for report in reports[::2]] == [False, True]
+        assert reports[0]["pixels_kept"] == 600 * WIDTH
+        for name in ("classes", "unseen", "holes", "warnings", "valid_pixels"):
+            assert reports[0][name] == reports[2][name]
+        for output, table in zip(several.outputs, tables, strict=True):
+            short_job.check(output)
+            assert output.with_suffix(".csv").read_bytes() == table
+    assert forks.run(*several.command) == 1  # all is there, and nothing to go on with
+    assert "a_map.tif exists" in forks.err
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("map", r"a_map.tif exists. Choose"),
+        ("table", r"a_map.csv exists. Choose"),
+        ("option", r"a_map.tif exists, and was made with another --blend"),
+        ("scene", r"a_map.tif exists, and was made with another state of the scene"),
+    ],
+)
+def test_what_is_no_work_of_the_same_job_is_refused_and_not_touched(
+    several: Several, short_job: Job, change: str, said: str
+) -> None:
+    options: dict[str, Any] = {"derived": {"area": ".csv"}}
+
+    def run() -> None:
+        predict_scenes(
+            several.scenes,
+            short_job.model,
+            several.maps,
+            options=PredictOptions(**options),
+            progress=stop_after(3),  # in the second scene
+        )
+
+    with pytest.raises(Enough):
+        run()
+    first = several.outputs[0]
+    if change == "option":
+        options["blend"] = "flat"
+    elif change == "scene":
+        os.utime(several.scenes[0])
+    else:
+        (first if change == "map" else first.with_suffix(".csv")).write_text("not ours")
+    before = {file: file.read_bytes() for file in several.maps.rglob("*") if file.is_file()}
+    with pytest.raises(OutputError, match=said):
+        run()
+    after = {file: file.read_bytes() for file in several.maps.rglob("*") if file.is_file()}
+    if change == "map":  # whose journal went
+        before = {file: text for file, text in before.items() if file.parent != folder_of(first)}
+    assert after == before
+    options["overwrite"] = True
+    with pytest.raises(Enough):
+        run()
+
+
+def test_a_scene_that_cannot_be_mapped_is_left_out_on_demand_and_made_later(
+    several: Several, short_job: Job, forks: Forks
+) -> None:
+    second = several.scenes[1]
+    content = second.read_bytes()
+    second.write_bytes(content[:100])
+    assert forks.run(*several.command) == 1
+    assert list(several.maps.iterdir()) == []
+    assert forks.run(*several.command, "--on-error", "skip") == 3
+    reports = json.loads(forks.out)
+    assert [report["scene"] for report in reports] == [str(scene) for scene in several.scenes]
+    assert ["error" in report for report in reports] == [False, True, False]
+    assert f"{second} is left out: {reports[1]['error']}" in forks.err
+    second.write_bytes(content)
+    assert forks.run(*several.command, "--on-error", "skip") == 0, forks.err
+    assert [report["tiles_run"] > 0 for report in json.loads(forks.out)] == [False, True, False]
+    for output in several.outputs:
+        short_job.check(output)
+
+
+def test_where_no_scene_can_be_mapped_the_command_fails(several: Several, forks: Forks) -> None:
+    for scene in several.scenes:
+        scene.write_bytes(b"no raster")
+    assert forks.run(*several.command, "--on-error", "skip") == 1
+    assert len(json.loads(forks.out)) == 3
+    assert list(several.maps.iterdir()) == []
+
+
 # Two at once.
 
 
@@ -643,19 +776,19 @@ def test_a_folder_that_leads_elsewhere_is_not_touched(short_job: Job, tmp_path: 
 def test_only_what_a_finished_run_left_is_cleared(short_job: Job, tmp_path: Path) -> None:
     output = tmp_path / "map.tif"
     begin(short_job, output, 1)
-    clear_finished(output)
+    settle(output)
     assert noted(output) == [0]  # no map, so not finished
     output.write_text("a map of before")
-    clear_finished(output)
+    settle(output)
     assert noted(output) == [0]  # a run with --overwrite that was stopped
     journal = folder_of(output) / "journal.jsonl"
     with journal.open("a") as lines:
         lines.write('{"moving": {"names": "map.tif.aux.xml", "class.tif": "map.tif"}}\n')
     (folder_of(output) / "class.tif").write_text("moved late")  # the names were moved before
-    clear_finished(output)
+    settle(output)
     assert output.read_text() == "moved late"
     assert not folder_of(output).exists()
-    clear_finished(output)
+    settle(output)
 
 
 # What goes wrong in the middle.

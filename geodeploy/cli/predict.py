@@ -124,6 +124,7 @@ def predict(
     from geodeploy.cli.options import print_json, progress_bar, split_names, with_defaults
     from geodeploy.derived import DerivedOptions
     from geodeploy.predict import PredictOptions, predict_scenes
+    from geodeploy.report import Report
 
     derived = with_defaults(
         DerivedOptions,
@@ -162,5 +163,7 @@ def predict(
         print_json(reports)
     else:
         typer.echo("\n".join(map(str, reports)))
+    if not any(isinstance(report, Report) for report in reports):
+        raise typer.Exit(1)
     if not all(report.is_whole for report in reports):
         raise typer.Exit(3)
