@@ -1,4 +1,4 @@
-"""Fold the adapter into the weights it adapts, on a copy and in fp32."""
+"""Fold adapters and scales into the weights they adapt, on a copy and in fp32."""
 
 from copy import deepcopy
 
@@ -10,10 +10,13 @@ from geodeploy.errors import ParityError
 from geodeploy.export.parity import TOLERANCE, compare, logits_of
 from geodeploy.spec import ModelSpec
 from geodeploy.train.model import TunedModel
+from geodeploy.train.scaled import merge_scales
 
 
 def merge(model: TunedModel) -> TunedModel:
-    """A copy of ``model`` without an adapter, its weights changed by what the adapter added.
+    """A copy of ``model`` without adapters or scales, its weights changed by what those did.
+
+    Prompts stay: they are constants of the network.
 
     ``model`` itself stays as it is: merging in place would lose the adapter if anything failed after.
     """
@@ -25,6 +28,7 @@ def merge(model: TunedModel) -> TunedModel:
             raise ParityError(
                 f"The adapter cannot be merged ({error}). Was the training stable? Look at curves.png."
             ) from error
+    merge_scales(merged.backbone)
     for parameter in merged.parameters():
         parameter.requires_grad_(False)
     return merged

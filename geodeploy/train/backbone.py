@@ -11,6 +11,7 @@ from timm.models import is_model_in_modules
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import nn
 
+from geodeploy.bands import WAVELENGTH_UM
 from geodeploy.errors import RecipeError, WeightsError, first_line
 from geodeploy.train.pyramid import LightPyramid
 from geodeploy.train.recipe import LIGHT, Model
@@ -103,12 +104,23 @@ def decoded_blocks(depth: int) -> tuple[int, ...]:
 def spread_patches(filters_OCHW: torch.Tensor, bands: Sequence[str]) -> torch.Tensor:
     """Patch filters for ``bands`` from those for red, green and blue.
 
-    The three keep their own by name, any other band takes their mean, and all are scaled by 3 over the
-    number of bands, so that the sum over bands, and with it the activation, keeps its size.
+    Each band takes the filter of the colour nearest to it in wavelength, or the mean of the three where
+    its wavelength is not known, and bands that take the same share it evenly. All are scaled by 3 over
+    the number of filters taken, so that a grey of any number of bands gives the activation it gave.
     """
+    nearest = [_nearest_colour(band) for band in bands]
     mean_OHW = filters_OCHW.mean(dim=1)
-    chosen = [filters_OCHW[:, _RGB.index(band)] if band in _RGB else mean_OHW for band in bands]
-    return torch.stack(chosen, dim=1) * (3 / len(bands))
+    chosen = [
+        (mean_OHW if colour is None else filters_OCHW[:, _RGB.index(colour)]) / nearest.count(colour)
+        for colour in nearest
+    ]
+    return torch.stack(chosen, dim=1) * (3 / len(set(nearest)))
+
+
+def _nearest_colour(band: str) -> str | None:
+    if band not in WAVELENGTH_UM:
+        return None
+    return min(_RGB, key=lambda colour: abs(WAVELENGTH_UM[colour] - WAVELENGTH_UM[band]))
 
 
 def _create(model: Model, bands: int) -> nn.Module:

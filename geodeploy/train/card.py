@@ -2,6 +2,7 @@
 
 from geodeploy.scores import Scores
 from geodeploy.spec import ModelSpec
+from geodeploy.train.method_options import Adapter
 from geodeploy.train.methods import ParameterCounts
 from geodeploy.train.recipe import Recipe
 
@@ -17,7 +18,7 @@ def model_card(
 ) -> str:
     """Markdown for the RUN's ``README.md``; ``pyramid`` where the backbone is one."""
     parts = [
-        _header(spec),
+        _header(recipe),
         f"# {spec.name}\n\nSegments {spec.units} imagery into {_classes(spec)}.",
         _input(spec),
         "## Data\n\n" + (spec.trained_on or "Not described in the recipe.") + f"\n\n{_splits(recipe)}",
@@ -29,8 +30,8 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
-def _header(spec: ModelSpec) -> str:
-    library = "peft" if _is_adapter(spec) else "timm"
+def _header(recipe: Recipe) -> str:
+    library = "peft" if isinstance(recipe.method, Adapter) else "timm"
     return f"---\nlibrary_name: {library}\npipeline_tag: image-segmentation\n---"
 
 
@@ -72,18 +73,13 @@ def _splits(recipe: Recipe) -> str:
 
 def _method(spec: ModelSpec, recipe: Recipe, counts: ParameterCounts, steps: int, pyramid: bool) -> str:
     model, method, training = recipe.model, recipe.method, recipe.training
-    tuned = {
-        "lora": f"LoRA (r={method.r}, alpha={method.alpha}) on {', '.join(method.targets)}",
-        "linear": "the backbone is frozen",
-        "full": "all of the backbone is tuned",
-    }[method.name]
     decoder = "U-Net decoder" if model.decoder == "unet" else "linear decoder"
     if model.decoder == "unet" and model.stem and not pyramid:
         decoder += " with a convolutional stem"
     teachers = [f"`{teacher.name}`" for teacher in recipe.distillation.teachers]
     taught = f"Distilled from {' and '.join(teachers)}. " if teachers else ""
     return (
-        f"## Method\n\nBackbone `{model.backbone}` from {_origin(spec)}; {tuned}; {decoder}. {taught}"
+        f"## Method\n\nBackbone `{model.backbone}` from {_origin(spec)}; {method}; {decoder}. {taught}"
         f"{counts}. {steps} steps of {training.batch} tiles, learning rate {training.lr:g} "
         f"({training.schedule}), seed {recipe.seed}. All settings are in `recipe.toml`."
     )
@@ -111,7 +107,7 @@ def _use(spec: ModelSpec, recipe: Recipe) -> str:
         "geodeploy export RUN -o model.onnx\n"
         "geodeploy predict SCENE.tif -m model.onnx -o map.tif\n```"
     )
-    return use + (f"\n\n{_plain_peft(spec, recipe)}" if _is_adapter(spec) else "")
+    return use + (f"\n\n{_plain_peft(spec, recipe)}" if isinstance(recipe.method, Adapter) else "")
 
 
 def _plain_peft(spec: ModelSpec, recipe: Recipe) -> str:
@@ -140,7 +136,3 @@ tuned = PeftModel.from_pretrained(vit, "RUN").eval()
 
 def _licence(spec: ModelSpec) -> str:
     return f"## Licence\n\n{spec.licence or 'Not given in the recipe.'}"
-
-
-def _is_adapter(spec: ModelSpec) -> bool:
-    return spec.method is not None and spec.method.name == "lora"

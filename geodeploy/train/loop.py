@@ -15,13 +15,14 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from geodeploy.ahead import read_ahead
 from geodeploy.errors import ModelError, RecipeError
 from geodeploy.scores import Scores
-from geodeploy.train.augment import training_batches
+from geodeploy.train.adapters import allocate_ranks
+from geodeploy.train.augment import Batch, training_batches
 from geodeploy.train.data import (
     TRAINING,
     VALIDATION,
@@ -29,6 +30,8 @@ from geodeploy.train.data import (
     class_shares,
 )
 from geodeploy.train.losses import build_loss
+from geodeploy.train.method_options import Full
+from geodeploy.train.methods import layer_rates
 from geodeploy.train.model import TunedModel
 from geodeploy.train.recipe import Recipe, Training
 from geodeploy.train.validation import validate
@@ -86,24 +89,15 @@ def fit(
         ModelError: the loss is no number any more.
     """
     training = recipe.training
-    accelerator = _accelerator(training)
     steps = count_steps(training, scenes, recipe.model.tile)
     every = training.validate_every or max(steps // _VALIDATIONS, 1)
     mean = model.mean.numpy().ravel()
-    model.to(accelerator.device)
-    optimizer = accelerator.prepare(build_optimizer(model, training))
-    shares = class_shares(scenes, len(recipe.classes))
-    loss_of = build_loss(training, shares, distillation=recipe.distillation.weight)
+    learner = Learner(model, scenes, recipe, steps)
+    rates = learner.rates
     validates = any(scene.count(VALIDATION) for scene in scenes)
-    rates = Rates(training, steps, [group["lr"] for group in optimizer.param_groups])
-
-    def forward(pixels: Tensor) -> Tensor:
-        with accelerator.autocast():
-            logits: Tensor = model(pixels.to(accelerator.device))
-        return logits.float()
 
     def check(step: int) -> Checkup:
-        scores = _validate(model, forward, scenes, recipe, mean) if validates else None
+        scores = _validate(model, learner.forward, scenes, recipe, mean) if validates else None
         recent = losses[history[-1].step if history else 0 :]
         return Checkup(step=step, loss=float(np.mean(recent)), lr=max(rates.at(step)), scores=scores)
 
@@ -119,18 +113,7 @@ def fit(
     with bar, closing(read_ahead(next, drawn, workers=1, ahead=2)) as batches:
         for step, batch in zip(range(1, steps + 1), batches, strict=False):
             began = time.perf_counter()
-            _set_rates(optimizer, rates.at(step))
-            model.train()
-            loss = loss_of(
-                forward(batch.pixels),
-                batch.codes.to(accelerator.device),
-                None if batch.taught is None else batch.taught.to(accelerator.device),
-            )
-            losses.append(_finite(loss.item(), step))
-            accelerator.backward(loss)
-            accelerator.clip_grad_norm_(model.parameters(), training.clip)
-            optimizer.step()
-            optimizer.zero_grad()
+            losses.append(learner.learn(batch, step))
             busy += time.perf_counter() - began
             if step % every == 0 or step == steps:
                 history.append(check(step))
@@ -156,8 +139,59 @@ def fit(
         best=best,
         seconds=time.perf_counter() - start,
         images_per_s=len(losses) * training.batch / busy,
-        device=str(accelerator.device),
+        device=learner.device,
     )
+
+
+class Learner:
+    """The network that is trained, and all that changes it from step to step."""
+
+    def __init__(
+        self, model: TunedModel, scenes: Sequence[LabelledScene], recipe: Recipe, steps: int
+    ) -> None:
+        training = recipe.training
+        self._accelerator = _accelerator(training)
+        self.device = str(self._accelerator.device)
+        self._model = model.to(self._accelerator.device)
+        self._clip = training.clip
+        self._optimizer = self._accelerator.prepare(build_optimizer(model, recipe))
+        self._ranks = allocate_ranks(model.backbone, recipe.method, steps)
+        self._loss = build_loss(
+            training,
+            class_shares(scenes, len(recipe.classes)),
+            distillation=recipe.distillation.weight,
+        )
+        self.rates = Rates(training, steps, [group["lr"] for group in self._optimizer.param_groups])
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Logits (B, K, H, W) in float32."""
+        with self._accelerator.autocast():
+            logits: Tensor = self._model(pixels.to(self._accelerator.device))
+        return logits.float()
+
+    def learn(self, batch: Batch, step: int) -> float:
+        """Take one step, which counts from 1; its loss.
+
+        Raises:
+            ModelError: the loss is no number any more.
+        """
+        device = self._accelerator.device
+        for group, rate in zip(self._optimizer.param_groups, self.rates.at(step), strict=True):
+            group["lr"] = rate
+        self._model.train()
+        loss = self._loss(
+            self.forward(batch.pixels),
+            batch.codes.to(device),
+            None if batch.taught is None else batch.taught.to(device),
+        )
+        found = _finite(loss.item(), step)
+        self._accelerator.backward(loss + self._ranks.penalty() if self._ranks else loss)
+        self._accelerator.clip_grad_norm_(self._model.parameters(), self._clip)
+        self._optimizer.step()
+        if self._ranks:
+            self._ranks.allocate(step)
+        self._optimizer.zero_grad()
+        return found
 
 
 def _accelerator(training: Training) -> Accelerator:
@@ -171,11 +205,6 @@ def _accelerator(training: Training) -> Accelerator:
     return Accelerator(cpu=training.device == "cpu", mixed_precision=_ACCELERATE[training.precision])
 
 
-def _set_rates(optimizer: torch.optim.Optimizer, rates: Sequence[float]) -> None:
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
-
-
 def count_steps(training: Training, scenes: Sequence[LabelledScene], tile: int) -> int:
     """Steps of the run: as the recipe says, or those that see the training area ``epochs`` times."""
     if training.steps is not None:
@@ -185,23 +214,22 @@ def count_steps(training: Training, scenes: Sequence[LabelledScene], tile: int) 
     return max(math.ceil((training.epochs or 1) * windows / training.batch), 1)
 
 
-def build_optimizer(model: TunedModel, training: Training) -> torch.optim.AdamW:
+def build_optimizer(model: TunedModel, recipe: Recipe) -> torch.optim.AdamW:
     """AdamW over what is trainable, the decoder at its own rate; vectors are not decayed."""
-    groups = [
-        {
-            "params": [
-                item for item in part.parameters() if item.requires_grad and (item.ndim > 1) == decayed
-            ],
-            "lr": rate,
-            "weight_decay": training.weight_decay if decayed else 0.0,
-        }
-        for part, rate in (
-            (model.backbone, training.lr),
-            (model.decoder, training.lr_head or training.lr),
-        )
-        for decayed in (True, False)
+    training, method = recipe.training, recipe.method
+    factors = layer_rates(model.backbone, method.layer_decay if isinstance(method, Full) else 1.0)
+    rates = [
+        *((item, training.lr * factors[name]) for name, item in model.backbone.named_parameters()),
+        *((item, training.lr_head or training.lr) for item in model.decoder.parameters()),
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]])
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for item, rate in rates:
+        if item.requires_grad:
+            groups.setdefault((rate, item.ndim > 1), []).append(item)
+    return torch.optim.AdamW(
+        {"params": items, "lr": rate, "weight_decay": training.weight_decay if decayed else 0.0}
+        for (rate, decayed), items in groups.items()
+    )
 
 
 class Rates:

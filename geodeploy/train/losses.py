@@ -1,4 +1,4 @@
-"""What training makes small: cross-entropy and Dice over the labelled pixels."""
+"""What training makes small, over the labelled pixels: cross-entropy, Dice, focal and Lovasz loss."""
 
 # B batch, K class, H row, W column
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from segmentation_models_pytorch.losses import DiceLoss
+from segmentation_models_pytorch.losses import DiceLoss, LovaszLoss
 from torch import Tensor
 from torch.nn import functional
 
@@ -15,6 +15,8 @@ from geodeploy.labels import IGNORED
 from geodeploy.train.recipe import Training
 
 Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+_FOCAL_GAMMA = 2.0
+"""The paper's own (arXiv 1708.02002)."""
 _RAREST = 10.0
 """Largest ratio of a balanced weight to the mean: a class of ten pixels must not rule the rest."""
 
@@ -28,6 +30,7 @@ def build_loss(training: Training, shares: NDArray[np.float64], *, distillation:
     ``shares`` are the classes' among the training pixels, for balanced weights.
     """
     dice = DiceLoss("multiclass", ignore_index=IGNORED)
+    lovasz = LovaszLoss("multiclass", ignore_index=IGNORED)
     weights = class_weights(training.class_weights, shares)
 
     def loss(logits_BKHW: Tensor, codes_BHW: Tensor, taught_BKHW: Tensor | None = None) -> Tensor:
@@ -36,6 +39,12 @@ def build_loss(training: Training, shares: NDArray[np.float64], *, distillation:
             total = total + training.cross_entropy * cross_entropy(logits_BKHW, codes_BHW, weights)
         if training.dice:
             total = total + training.dice * dice(logits_BKHW, codes_BHW)
+        if training.focal:
+            focal = cross_entropy(logits_BKHW, codes_BHW, weights, gamma=_FOCAL_GAMMA)
+            total = total + training.focal * focal
+        if training.lovasz:
+            # Without a label it is empty, and its sum 0.
+            total = total + training.lovasz * lovasz(logits_BKHW, codes_BHW).sum()
         if taught_BKHW is not None:
             total = total + distillation * taught_entropy(logits_BKHW, taught_BKHW)
         return total
@@ -43,14 +52,24 @@ def build_loss(training: Training, shares: NDArray[np.float64], *, distillation:
     return loss
 
 
-def cross_entropy(logits_BKHW: Tensor, codes_BHW: Tensor, weights: Sequence[float]) -> Tensor:
-    """The weighted mean over labelled pixels; 0, not NaN, where there are none."""
+def cross_entropy(
+    logits_BKHW: Tensor, codes_BHW: Tensor, weights: Sequence[float], *, gamma: float = 0.0
+) -> Tensor:
+    """The weighted mean over labelled pixels; 0, not NaN, where there are none.
+
+    With ``gamma`` it is the focal loss (arXiv 1708.02002): each pixel counts by (1 - p)^gamma, where p
+    is the probability of its class.
+    """
     weight_K = torch.tensor(weights, dtype=logits_BKHW.dtype, device=logits_BKHW.device)
-    summed = functional.cross_entropy(
-        logits_BKHW, codes_BHW, weight=weight_K, ignore_index=IGNORED, reduction="sum"
+    entropy_BHW = functional.cross_entropy(
+        logits_BKHW, codes_BHW, weight=weight_K, ignore_index=IGNORED, reduction="none"
     )
-    labelled = codes_BHW[codes_BHW != IGNORED]
-    return summed / weight_K[labelled].sum().clamp(min=1e-6)
+    labelled_BHW = codes_BHW != IGNORED
+    if gamma:
+        position_BHW = torch.where(labelled_BHW, codes_BHW, 0)
+        probs_BHW = logits_BKHW.softmax(dim=1).gather(1, position_BHW[:, None])[:, 0]
+        entropy_BHW = entropy_BHW * (1 - probs_BHW) ** gamma
+    return entropy_BHW.sum() / weight_K[codes_BHW[labelled_BHW]].sum().clamp(min=1e-6)
 
 
 def taught_entropy(logits_BKHW: Tensor, taught_BKHW: Tensor) -> Tensor:

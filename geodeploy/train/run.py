@@ -21,8 +21,11 @@ from torch import Tensor, nn
 from geodeploy.errors import ModelError, OutputError, first_line
 from geodeploy.labels import IGNORED
 from geodeploy.spec import NODATA, ModelSpec
+from geodeploy.train.adapters import quiet
 from geodeploy.train.backbone import Backbone, build_backbone
 from geodeploy.train.data import LabelledTile
+from geodeploy.train.method_options import AdaLora, Adapter, Full
+from geodeploy.train.methods import apply_method
 from geodeploy.train.model import TunedModel, build_decoder
 from geodeploy.train.recipe import Recipe, load_recipe, recipe_text
 from geodeploy.train.weights import file_sha256
@@ -80,17 +83,17 @@ def new_run(output: Path) -> Iterator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def save_weights(
-    folder: Path, model: TunedModel, recipe: Recipe, start: dict[str, Tensor] | None
-) -> None:
+def save_weights(folder: Path, model: TunedModel, recipe: Recipe, start: Mapping[str, Tensor]) -> None:
     """Write adapter, backbone and head into ``folder``, as far as they exist nowhere else.
 
-    ``start`` is the backbone that adapters sit on, if it was drawn at random.
+    ``start`` is the backbone that adapters sit on.
     """
-    if recipe.method.name == "lora":
+    backbone: Mapping[str, Tensor] = {}
+    if isinstance(recipe.method, Adapter):
         _save_adapter(folder, model.backbone, recipe)
-        backbone = start or {}
-    elif recipe.method.name == "full" or recipe.model.weights == "random":
+        if _is_complete(recipe):
+            backbone = start
+    elif _is_complete(recipe):
         backbone = model.backbone.state_dict()
     else:
         backbone = {
@@ -141,12 +144,10 @@ def load_run(path: Path) -> Run:
     spec = ModelSpec.read(path / SPEC)
     recipe = load_recipe(path / RECIPE)
     _check_same_task(path, spec, recipe)
-    backbone, files = _read_backbone(path, spec, recipe)
-    if recipe.method.name == "lora":
-        _require(path, ADAPTER, ADAPTER_CONFIG)
-        files = [ADAPTER, ADAPTER_CONFIG, *files]
+    backbone = _build_backbone(spec, recipe)
+    tuned, files = _read_tuned(path, backbone, recipe)
     model = TunedModel(
-        _read_adapter(path, backbone.encoder) if recipe.method.name == "lora" else backbone.encoder,
+        tuned,
         build_decoder(recipe, backbone.taps),
         taps=backbone.taps,
         mean=[band.mean for band in spec.bands],
@@ -194,33 +195,57 @@ def _check_same_task(path: Path, spec: ModelSpec, recipe: Recipe) -> None:
             )
 
 
-def _read_backbone(path: Path, spec: ModelSpec, recipe: Recipe) -> tuple[Backbone, list[str]]:
-    """The network that the adapter or the head sits on, and the files of the RUN it came from."""
-    complete = recipe.model.weights == "random" or recipe.method.name == "full"
+def _is_complete(recipe: Recipe) -> bool:
+    """Whether the RUN holds the whole backbone, so that its first weights are needed no more."""
+    return recipe.model.weights == "random" or isinstance(recipe.method, Full)
+
+
+def _build_backbone(spec: ModelSpec, recipe: Recipe) -> Backbone:
     named = recipe.model
     if spec.backbone is not None and spec.backbone.sha256 is not None:
         named = named.model_copy(update={"weights_sha256": spec.backbone.sha256})
-    backbone = build_backbone(named, spec.band_names, load=not complete)
-    tuned_patches = recipe.method.name == "linear" and backbone.new_patches
-    if not complete and not tuned_patches:
-        return backbone, []
+    return build_backbone(named, spec.band_names, load=not _is_complete(recipe))
+
+
+def _read_tuned(path: Path, backbone: Backbone, recipe: Recipe) -> tuple[nn.Module, list[str]]:
+    """The backbone as it was tuned, and the files of the RUN that say how."""
+    if isinstance(recipe.method, Adapter):
+        needed = set(backbone.encoder.state_dict()) if _is_complete(recipe) else set()
+        files = _read_backbone(path, backbone.encoder, needed)
+        return _read_adapter(path, backbone.encoder), [ADAPTER, ADAPTER_CONFIG, *files]
+    tuned = apply_method(backbone, recipe.method)
+    if _is_complete(recipe):
+        needed = set(tuned.state_dict())
+    else:
+        needed = {name for name, value in tuned.named_parameters() if value.requires_grad}
+    return tuned, _read_backbone(path, tuned, needed)
+
+
+def _read_backbone(path: Path, module: nn.Module, needed: set[str]) -> list[str]:
+    if not needed:
+        return []
     _require(path, BACKBONE)
-    state = backbone.encoder.state_dict()
-    first = f"{backbone.first}."
-    needed = {name for name in state if complete or name.startswith(first)}
-    _load(backbone.encoder, path / BACKBONE, needed)
-    return backbone, [BACKBONE]
+    _load(module, path / BACKBONE, needed)
+    return [BACKBONE]
 
 
 def _save_adapter(folder: Path, backbone: Any, recipe: Recipe) -> None:
-    backbone.peft_config["default"].base_model_name_or_path = recipe.model.backbone
+    config = backbone.peft_config["default"]
+    config.base_model_name_or_path = recipe.model.backbone
+    # How it started is past: a reload must neither ask for data nor take the weights apart again.
+    if isinstance(recipe.method, AdaLora):
+        config.rank_pattern = None  # of the last step, which need not be the one kept
+    elif isinstance(config, peft.LoraConfig):
+        config.init_lora_weights, config.eva_config = True, None
     # There are no embeddings of words here, and looking for them would ask the hub.
     backbone.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
 
 
 def _read_adapter(path: Path, vit: nn.Module) -> nn.Module:
+    _require(path, ADAPTER, ADAPTER_CONFIG)
     try:
-        wrapped: nn.Module = peft.PeftModel.from_pretrained(vit, path)
+        with quiet():
+            wrapped: nn.Module = peft.PeftModel.from_pretrained(vit, path)
         found = set(load_file(path / ADAPTER))
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(

@@ -17,10 +17,13 @@ from geodeploy.scores import Scores
 from geodeploy.spec import Backbone as BackboneSpec
 from geodeploy.spec import Band, ModelSpec
 from geodeploy.spec import Method as MethodSpec
+from geodeploy.train.adapters import as_plain_lora, initialise, state_of
+from geodeploy.train.augment import training_batches
 from geodeploy.train.backbone import Backbone, build_backbone
 from geodeploy.train.card import model_card
 from geodeploy.train.data import LabelledTile, compute_statistics, open_scenes, sample_tiles
 from geodeploy.train.loop import Checkup, Fit, fit
+from geodeploy.train.method_options import Adapter
 from geodeploy.train.methods import ParameterCounts
 from geodeploy.train.model import TunedModel, assemble
 from geodeploy.train.pictures import draw_curves, draw_predictions
@@ -135,11 +138,17 @@ def tune_recipe(recipe: Recipe, output: Path | None = None, *, progress: bool = 
         backbone = build_backbone(recipe.model, recipe.data.bands)
         start = _copy_start(recipe, backbone)
         model = assemble(recipe, backbone, mean=statistics.mean, std=statistics.std)
+        taught = teach(scenes, recipe, progress=progress) if recipe.distillation.teachers else scenes
+        mean = np.array(statistics.mean, np.float32)
+        if isinstance(recipe.method, Adapter):
+            batches = (batch.pixels for batch in training_batches(taught, recipe, mean))
+            initialise(model, batches, recipe.method)
+            initial = state_of(model.backbone)
         counts = model.counts()
         log.info("%s", counts)
-        taught = teach(scenes, recipe, progress=progress) if recipe.distillation.teachers else scenes
         result = fit(model, taught, recipe, progress=progress)
-        mean = np.array(statistics.mean, np.float32)
+        if isinstance(recipe.method, Adapter) and recipe.method.changes_base:
+            model.backbone = as_plain_lora(model.backbone, start, initial)
         tiles = sample_tiles(scenes, recipe, mean, _TILES)
     spec = describe(recipe, statistics, seen, backbone)
     metrics = _measure(result, counts, recipe)
@@ -170,8 +179,9 @@ def describe(
     backbone: Backbone,
 ) -> ModelSpec:
     """The spec of the model that ``recipe`` makes."""
-    data, method, weights = recipe.data, recipe.method, recipe.model.weights
-    adapted = method.name == "lora"
+    data, weights = recipe.data, recipe.model.weights
+    options = recipe.method.model_dump()
+    r = options.get("r") or None
     return ModelSpec(
         name=recipe.name,
         bands=tuple(
@@ -191,10 +201,10 @@ def describe(
             name=recipe.model.backbone, weights=Path(weights).name, sha256=backbone.sha256
         ),
         method=MethodSpec(
-            name=method.name,
-            r=method.r if adapted else None,
-            alpha=method.alpha if adapted else None,
-            targets=method.targets if adapted else (),
+            name=recipe.method.name,
+            r=r,
+            alpha=options.get("alpha") if r else None,
+            targets=options.get("targets", ()),
         ),
         trained_on=recipe.trained_on,
         licence=recipe.licence,
@@ -210,10 +220,12 @@ def _check_scaling(recipe: Recipe, statistics: Statistics) -> None:
         )
 
 
-def _copy_start(recipe: Recipe, backbone: Backbone) -> dict[str, Tensor] | None:
-    """The random weights that adapters will sit on: they exist nowhere but here."""
-    if recipe.method.name != "lora" or recipe.model.weights != "random":
-        return None
+def _copy_start(recipe: Recipe, backbone: Backbone) -> dict[str, Tensor]:
+    """The weights that adapters will sit on, where they are random or will be taken apart."""
+    if not isinstance(recipe.method, Adapter):
+        return {}
+    if recipe.model.weights != "random" and not recipe.method.changes_base:
+        return {}
     return {name: value.detach().clone() for name, value in backbone.encoder.state_dict().items()}
 
 

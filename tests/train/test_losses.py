@@ -9,9 +9,12 @@ from geodeploy.train.recipe import Training
 SHARES = np.array([0.7, 0.25, 0.05])
 
 
-@pytest.mark.parametrize(("entropy", "dice"), [(1, 0), (0, 1), (0.5, 2)])
-def test_ignored_pixels_carry_no_loss(entropy: float, dice: float) -> None:
-    loss = build_loss(Training(steps=1, cross_entropy=entropy, dice=dice), SHARES)
+@pytest.mark.parametrize(
+    "weights", [(1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1), (0.5, 2, 1, 3)]
+)
+def test_ignored_pixels_carry_no_loss(weights: tuple[float, ...]) -> None:
+    names = ("cross_entropy", "dice", "focal", "lovasz")
+    loss = build_loss(Training(steps=1, **dict(zip(names, weights, strict=True))), SHARES)
     torch.manual_seed(0)
     logits = torch.randn(2, 3, 8, 8)
     codes = torch.randint(0, 3, (2, 8, 8))
@@ -27,7 +30,7 @@ def test_ignored_pixels_carry_no_loss(entropy: float, dice: float) -> None:
 
 
 def test_a_batch_without_labels_has_no_loss_and_a_gradient_of_zero() -> None:
-    loss = build_loss(Training(steps=1), SHARES)
+    loss = build_loss(Training(steps=1, focal=1, lovasz=1), SHARES)
     logits = torch.randn(1, 3, 4, 4, requires_grad=True)
     value = loss(logits, torch.full((1, 4, 4), IGNORED))
     value.backward()
@@ -44,6 +47,33 @@ def test_cross_entropy_is_that_of_torch_over_the_labelled_pixels() -> None:
         logits, codes, weight=torch.tensor(weights), ignore_index=IGNORED
     )
     torch.testing.assert_close(cross_entropy(logits, codes, weights), needed)
+
+
+def test_focal_loss_counts_each_pixel_by_how_far_its_class_is_from_certain() -> None:
+    torch.manual_seed(0)
+    logits, codes = torch.randn(2, 3, 5, 5), torch.randint(0, 3, (2, 5, 5))
+    codes[0, 0] = IGNORED
+    probs = logits.softmax(dim=1).numpy()
+    sums = [0.0, 0.0]
+    for place, code in np.ndenumerate(codes.numpy()):
+        if code != IGNORED:
+            p, weight = probs[place[0], code, place[1], place[2]], (1.0, 2.0, 0.5)[code]
+            sums[0] -= weight * (1 - p) ** 2 * np.log(p)
+            sums[1] += weight
+    found = cross_entropy(logits, codes, (1.0, 2.0, 0.5), gamma=2)
+    assert float(found) == pytest.approx(sums[0] / sums[1], rel=1e-5)
+
+
+def test_lovasz_loss_of_a_sure_answer_is_the_mean_of_one_minus_iou() -> None:
+    codes = torch.randint(0, 3, (1, 12, 12), generator=torch.Generator().manual_seed(0))
+    guess = torch.where(torch.arange(12) < 3, 0, codes)
+    logits = 1e4 * torch.nn.functional.one_hot(guess, 3).permute(0, 3, 1, 2).float()
+    ious = [
+        float(((guess == value) & (codes == value)).sum() / ((guess == value) | (codes == value)).sum())
+        for value in range(3)
+    ]
+    loss = build_loss(Training(steps=1, cross_entropy=0, dice=0, lovasz=1), SHARES)
+    assert float(loss(logits, codes)) == pytest.approx(1 - np.mean(ious), rel=1e-5)
 
 
 def test_taught_entropy_is_that_of_torch_over_the_pixels_that_teachers_speak_of() -> None:

@@ -7,6 +7,7 @@ from rasterio.windows import Window
 
 from geodeploy.errors import RecipeError
 from geodeploy.train.data import open_scenes
+from geodeploy.train.method_options import METHODS
 from geodeploy.train.recipe import Recipe, load_recipe, recipe_text
 
 RECIPES = sorted((Path(__file__).parents[2] / "train").glob("*.toml"))
@@ -74,7 +75,7 @@ def test_a_recipe_written_out_loads_as_the_same_recipe(path: Path, tmp_path: Pat
         ("modle.tile=3", "unknown key modle. Did you mean model?"),
         ("data.scene.0.label=3", "unknown key data.scene.0.label. Did you mean data.scene.0.labels?"),
         ("patience=3", "unknown key patience. Did you mean training.patience?"),
-        ("method.qqq=1", "unknown key method.qqq. Known here: name, r, alpha, dropout, targets."),
+        ("method.qqq=1", "unknown key method.qqq. Known here: name, targets, r, alpha, dropout."),
     ],
 )
 def test_a_mistyped_key_is_an_error_that_names_the_nearest(
@@ -88,6 +89,9 @@ def test_a_mistyped_key_is_an_error_that_names_the_nearest(
     [
         ("training.batch=0", "training.batch must be greater than 0, found 0"),
         ("training.lr=fast", "training.lr must be a valid number"),
+        ("method.name=dorra", "method: there is no method dorra. Near: dora"),
+        ("method.name=lily", "method: lily is left out: peft cannot merge it"),
+        ("method.r=0", "method.r must be greater than 0, found 0"),
         ("model.decoder=fpn", "model.decoder must be 'unet' or 'linear', found \"fpn\""),
         ("model.backbone=timm/resnet18", "model.backbone"),
         ("model.options.channels=[8]", "model.options.channels"),
@@ -158,6 +162,38 @@ def test_clouds_are_made_for_reflectance_in_bands_of_known_wavelength(
     message = complaint(recipe_file, override, "augmentation.clouds.share=0.1")
     assert "augmentation.clouds.share must be 0" in message
     assert words in message
+
+
+def test_another_method_drops_the_options_that_only_the_files_has(
+    recipe_file: Path, tmp_path: Path
+) -> None:
+    assert load_recipe(recipe_file).method.model_dump()["r"] == 4
+    shared = load_recipe(recipe_file, ["method.name=dora"]).method.model_dump()
+    assert (shared["name"], shared["r"]) == ("dora", 4)
+    prompts = load_recipe(recipe_file, ["method.tokens=7", "method.name=vpt"]).method.model_dump()
+    assert prompts == {"name": "vpt", "tokens": 7, "deep": True, "dropout": 0.1}
+    # But an option that is asked for and does not exist is a mistake.
+    assert "unknown key method.r. Known here: name, tokens" in complaint(
+        recipe_file, "method.name=vpt", "method.r=4"
+    )
+    text = recipe_file.read_text().replace('name = "lora"\nr = 4', 'name = "vpt"\nr = 4')
+    (tmp_path / "recipe.toml").write_text(text)
+    assert "unknown key method.r" in complaint(tmp_path / "recipe.toml")
+
+
+@pytest.mark.parametrize("name", ["linear", "full"])
+def test_runs_of_before_there_were_options_of_a_method_still_load(
+    recipe_file: Path, tmp_path: Path, name: str
+) -> None:
+    text = recipe_file.read_text().replace('name = "lora"', f'name = "{name}"')
+    (tmp_path / "recipe.toml").write_text(text)
+    assert load_recipe(tmp_path / "recipe.toml").method.name == name
+
+
+def test_the_readme_has_every_method() -> None:
+    text = (RECIPES[0].parent / "README.md").read_text().split("## Methods\n")[1].split("\n## ")[0]
+    rows = [line.split("`")[1] for line in text.splitlines() if line.startswith("| `")]
+    assert sorted(rows) == sorted(["method.name", "method.name", *METHODS])
 
 
 def test_a_missing_key_is_named(tmp_path: Path) -> None:

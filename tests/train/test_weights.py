@@ -56,14 +56,16 @@ def test_a_pth_file_holds_the_same_weights(rgb_file: Path, tmp_path: Path) -> No
     assert backbone.encoder.pos_embed.shape == (1, 17, 32)  # resampled from tile 48 to 32
 
 
-def test_filters_follow_their_band_by_name_and_other_bands_get_their_mean(rgb_file: Path) -> None:
+def test_filters_follow_their_band_by_name_and_other_bands_share_the_nearest_colours(
+    rgb_file: Path,
+) -> None:
     stored = load_weights(str(rgb_file)).tensors["patch_embed.proj.weight"]
     backbone = build_backbone(Model(**TINY | {"weights": str(rgb_file)}), SIX)
     filters = backbone.encoder.patch_embed.proj.weight.detach()
     assert backbone.new_patches
-    torch.testing.assert_close(filters[:, 0], stored[:, 2] / 2)  # blue, at 3 bands of 6
-    torch.testing.assert_close(filters[:, 2], stored[:, 0] / 2)  # red
-    torch.testing.assert_close(filters[:, 3], stored.mean(dim=1) / 2)
+    torch.testing.assert_close(filters[:, 0], stored[:, 2])  # blue
+    for band in (2, 3, 4, 5):  # red, and three beyond it
+        torch.testing.assert_close(filters[:, band], stored[:, 0] / 4)
 
 
 @pytest.mark.parametrize(
@@ -84,8 +86,8 @@ def test_a_convolutional_network_takes_a_timm_file_for_red_green_and_blue(
     taken = backbone.encoder.state_dict()
     filters = taken.pop(first)
     assert filters.shape[1] == 6
-    torch.testing.assert_close(filters[:, 0], stored[first][:, 2] / 2)  # blue, at 3 bands of 6
-    torch.testing.assert_close(filters[:, 3], stored[first].mean(dim=1) / 2)
+    torch.testing.assert_close(filters[:, 0], stored[first][:, 2])  # blue
+    torch.testing.assert_close(filters[:, 3], stored[first][:, 0] / 4)  # near infrared, as red
     assert all(torch.equal(value, stored[key]) for key, value in taken.items())
     assert backbone.encoder.training
 
@@ -103,18 +105,25 @@ def test_the_light_pyramid_takes_its_own_weights_for_other_bands(tmp_path: Path)
     backbone = build_backbone(named, SIX)
     assert backbone.new_patches
     first = backbone.encoder.get_submodule(backbone.first).weight
-    torch.testing.assert_close(first[:, 2], stored[f"{backbone.first}.weight"][:, 0] / 2)  # red
+    torch.testing.assert_close(first[:, 2], stored[f"{backbone.first}.weight"][:, 0] / 4)  # red
     with pytest.raises(WeightsError, match="are missing or of another shape"):
         build_backbone(named.model_copy(update={"options": BackboneOptions(channels=(4, 4))}), SIX)
 
 
 def test_the_same_grey_in_any_number_of_bands_gives_the_same_activation() -> None:
     filters = torch.rand(8, 3, 4, 4)
-    for bands in (SIX, ("nir", "swir16"), (*RGB, "nir")):
-        if set(RGB) <= set(bands):
-            # Filters that add up alike only when each of the three appears once; others take the mean.
-            torch.testing.assert_close(spread_patches(filters, bands).sum(1), filters.sum(1))
-        assert spread_patches(filters, bands).shape == (8, len(bands), 4, 4)
+    for bands in (SIX, (*RGB, "nir"), ("vv", "vh"), (*RGB, "vv")):
+        torch.testing.assert_close(spread_patches(filters, bands).sum(1), filters.sum(1))
+
+
+def test_a_band_that_the_weights_never_saw_takes_the_colour_nearest_in_wavelength() -> None:
+    filters = torch.rand(8, 3, 4, 4)
+    red, green, blue = filters.unbind(1)
+    spread = spread_patches(filters, ("coastal", "green", "nir", "swir22")).unbind(1)
+    for found, needed in zip(spread, (blue, green, red / 2, red / 2), strict=True):
+        torch.testing.assert_close(found, needed)
+    # Radar has no wavelength among these: the mean of the three, shared with nobody.
+    torch.testing.assert_close(spread_patches(filters, ("nir", "vv"))[:, 1], filters.mean(1) * 3 / 2)
 
 
 def test_red_green_blue_in_another_order_are_no_new_bands(rgb_file: Path) -> None:

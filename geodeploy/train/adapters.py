@@ -1,0 +1,179 @@
+"""Adapters: peft's, around a timm transformer, and what some of them ask of a training."""
+
+import itertools
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import Any
+
+import peft
+import torch
+from peft.tuners.lora.eva import initialize_lora_eva_weights
+from torch import Tensor, nn
+
+from geodeploy.errors import RecipeError, first_line
+from geodeploy.train.backbone import Backbone
+from geodeploy.train.method_options import PATCHES, AdaLora, Adapter, Eva, Ia3, Method
+
+_EVA_BATCHES = 8
+"""Training batches whose features EVA looks at."""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without peft's advice on memory we have and CUDA extensions it can do without."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*low_cpu_mem_usage")
+        warnings.filterwarnings("ignore", message="Failed to load the CUDA extension")
+        warnings.filterwarnings("ignore", message="Setting boft_n_butterfly_factor")
+        yield
+
+
+def wrap(backbone: Backbone, method: Adapter) -> nn.Module:
+    """The encoder in a `peft.PeftModel` with the adapters that ``method`` names.
+
+    Raises:
+        RecipeError: the installed peft lacks them, or they do not fit the layers.
+    """
+    kinds = {kind.value: config for kind, config in peft.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    if method.kind not in kinds:
+        raise RecipeError(
+            f"method.name: peft {version('peft')} has no {method.title}. pip install --upgrade peft."
+        )
+    patches = PATCHES if method.takes_patches else None
+    pattern = layer_pattern(backbone.encoder, method.targets, patches=patches)
+    if backbone.new_patches and PATCHES in method.targets:
+        raise RecipeError(
+            f"method.targets: {PATCHES} is trained whole, because the weights never saw these bands. "
+            "Leave it out."
+        )
+    settings = method.options() | dict(method.fixed)
+    del settings["targets"]
+    settings |= {
+        "target_modules": pattern,
+        "modules_to_save": [PATCHES] if backbone.new_patches else None,
+        "revision": backbone.sha256,
+    }
+    if isinstance(method, Ia3):
+        settings["feedforward_modules"] = layer_pattern(backbone.encoder, method.feedforward)
+    if isinstance(method, Eva):
+        settings["eva_config"] = peft.EvaConfig(rho=settings.pop("rho"))
+    try:
+        with quiet():
+            # OFT would take another block than the one that was asked for.
+            warnings.filterwarnings("error", message="Invalid .oft_block_size")
+            config = kinds[method.kind](**settings)
+            wrapped: nn.Module = peft.get_peft_model(backbone.encoder, config)
+    except (AssertionError, RuntimeError, TypeError, ValueError, UserWarning) as error:
+        raise RecipeError(
+            f"method: {method.title} does not fit {type(backbone.encoder).__name__} "
+            f"({first_line(error)})."
+        ) from error
+    return wrapped
+
+
+def layer_pattern(vit: nn.Module, targets: tuple[str, ...], *, patches: str | None = None) -> str:
+    """The pattern of the layers ``targets`` inside the blocks, and of ``patches`` if that is a target.
+
+    It is anchored there: a bare ``proj`` would also find the projection of the patch embedding.
+    """
+    layers = {
+        re.sub(r"^blocks\.\d+\.", "", name)
+        for name, module in vit.named_modules()
+        if name.startswith("blocks.") and isinstance(module, nn.Linear)
+    }
+    unknown = [target for target in targets if target not in layers | {patches}]
+    if unknown:
+        raise RecipeError(
+            f"method.targets: the blocks have no linear layer {', '.join(unknown)}; "
+            f"they have {', '.join(sorted(layers))}."
+        )
+    inside = "|".join(re.escape(target) for target in targets if target != patches)
+    parts = [rf"blocks\.\d+\.({inside})"] if inside else []
+    if patches in targets:
+        parts.append(re.escape(str(patches)))
+    return "|".join(parts)
+
+
+def initialise(model: Any, batches: Iterator[Tensor], method: Adapter) -> None:
+    """Give adapters whose first values come from data theirs; ``batches`` are pixels.
+
+    ``model`` is the whole network, its ``backbone`` a `peft.PeftModel`.
+    """
+    if isinstance(method, Eva):
+        model.eval()  # the decoder's statistics are not to be touched
+        with torch.no_grad():
+            initialize_lora_eva_weights(
+                model.backbone,
+                list(itertools.islice(batches, _EVA_BATCHES)),
+                forward_fn=lambda _, pixels: model(pixels),
+                prepare_model_inputs_fn=None,
+                prepare_layer_inputs_fn=None,  # every token counts, there is no mask of words
+                show_progress_bar=False,
+            )
+
+
+class RankAllocation:
+    """AdaLoRA's part in a training: a loss of its own, and ranks that fall from step to step."""
+
+    def __init__(self, backbone: Any, method: AdaLora, steps: int) -> None:
+        self._model = backbone.base_model
+        config = backbone.peft_config["default"]
+        config.total_step = steps
+        config.tinit, config.tfinal = int(method.warm * steps), int(method.settled * steps)
+        self._weight = method.orthogonal
+        self._matrices = [
+            (parameter, "lora_A" in name)
+            for name, parameter in backbone.named_parameters()
+            if "lora_A" in name or "lora_B" in name
+        ]
+
+    def penalty(self) -> Tensor:
+        """How far the matrices are from orthogonal ones, weighted."""
+        distances = []
+        for matrix, is_wide in self._matrices:
+            product = matrix @ matrix.T if is_wide else matrix.T @ matrix
+            distances.append(torch.linalg.norm(product - torch.eye(len(product), device=matrix.device)))
+        return self._weight * torch.stack(distances).mean()
+
+    def allocate(self, step: int) -> None:
+        """Silence what matters least; after ``step``, before its gradients are forgotten."""
+        self._model.update_and_allocate(step)
+
+
+def allocate_ranks(backbone: nn.Module, method: Method, steps: int) -> RankAllocation | None:
+    """What AdaLoRA does in a training of ``steps``; None for any other method."""
+    return RankAllocation(backbone, method, steps) if isinstance(method, AdaLora) else None
+
+
+def state_of(wrapped: nn.Module) -> dict[str, Tensor]:
+    """A copy of the adapter's own tensors, as peft names them in its file."""
+    state = peft.get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+    return {name: value.detach().cpu().clone() for name, value in state.items()}
+
+
+def as_plain_lora(
+    wrapped: Any, start: Mapping[str, Tensor], initial: Mapping[str, Tensor]
+) -> nn.Module:
+    """A LoRA of twice the rank around the weights ``start`` that does what ``wrapped`` does.
+
+    Where adapters started as a part of the weight (PiSSA, OLoRA), the frozen part is no longer the one
+    that was named and hashed: W - B0 A0 + B A. As W + (B A - B0 A0) the adapter needs nothing but W,
+    and no decomposition that another machine may take otherwise. ``initial`` holds A0 and B0.
+    """
+    tuned = state_of(wrapped)
+    for name in tuned:
+        if ".lora_A." in name:
+            tuned[name] = torch.cat([tuned[name], initial[name]])
+        elif ".lora_B." in name:
+            tuned[name] = torch.cat([tuned[name], -initial[name]], dim=1)
+    config = wrapped.peft_config["default"]
+    encoder = wrapped.unload()
+    encoder.load_state_dict(start)
+    config.init_lora_weights = True
+    config.r, config.lora_alpha = 2 * config.r, 2 * config.lora_alpha
+    plain: nn.Module = peft.get_peft_model(encoder, config)
+    peft.set_peft_model_state_dict(plain, tuned)
+    return plain.eval()
