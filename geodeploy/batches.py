@@ -50,7 +50,10 @@ def cut_tiles(stripes: Iterator[Stripe], region: Region) -> Iterator[CutTile]:
                 ),
                 strict=True,
             )
-            yield Tile(rows, col), np.concatenate(stored, axis=1), np.concatenate(valid)
+            if len(held) == 1:
+                yield Tile(rows, col), stored[0], valid[0]
+            else:
+                yield Tile(rows, col), np.concatenate(stored, axis=1), np.concatenate(valid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,28 +80,30 @@ def stack_tiles(
     """
     fill = np.array([band.mean for band in spec.bands], np.float32).reshape(-1, 1, 1)
     shape = (size, len(spec.bands), spec.tile, spec.tile)
-    pixels = np.zeros(shape, np.float32)
+    pixels = np.empty(shape, np.float32)
     members: list[tuple[Tile, NDArray[np.bool_], int | None]] = []
     used = 0
     for tile, stored, valid in tiles:
         if valid.any():
-            values = raster.to_units(stored)
+            height, width = valid.shape
+            values = raster.to_units(stored, out=pixels[used, :, :height, :width])
             if not valid.all():
-                values = np.where(valid, values, fill)
-            below, right = spec.tile - valid.shape[0], spec.tile - valid.shape[1]
+                np.copyto(values, fill, where=~valid)
+            below, right = spec.tile - height, spec.tile - width
             if below or right:
-                values = np.pad(values, ((0, 0), (0, below), (0, right)), mode="reflect")
-            pixels[used] = values
+                pixels[used] = np.pad(values, ((0, 0), (0, below), (0, right)), mode="reflect")
             members.append((tile, valid, used))
             used += 1
         else:
             members.append((tile, valid, None))
         # An empty region must not gather tiles without end either.
         if used == size or len(members) == 4 * size:
+            pixels[used:] = 0
             yield Batch(members, pixels)
             members, used = [], 0
-            pixels = np.zeros(shape, np.float32)  # the model may still be at work on the last ones
+            pixels = np.empty(shape, np.float32)  # the model may still be at work on the last ones
     if members:
+        pixels[used:] = 0
         yield Batch(members, pixels)
 
 

@@ -85,8 +85,16 @@ def join(
             map(repr, map(float, frame.transform.to_gdal()))
         )
     _add_tags(root, tags)
+    side = str(BLOCK)  # with GDAL's own blocks of 128 the overviews take half as long again
     for place, name in enumerate(product.bands):
-        band = ElementTree.SubElement(root, "VRTRasterBand", dataType="Byte", band=str(place + 1))
+        band = ElementTree.SubElement(
+            root,
+            "VRTRasterBand",
+            dataType="Byte",
+            band=str(place + 1),
+            blockXSize=side,
+            blockYSize=side,
+        )
         _add_tags(band, _statistics(counts[place], product.nodata))
         ElementTree.SubElement(band, "Description").text = name
         ElementTree.SubElement(band, "NoDataValue").text = str(product.nodata)

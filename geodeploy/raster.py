@@ -126,9 +126,12 @@ class Raster:
         stripe = self.read(window)
         return self.to_units(stripe.stored), stripe.valid
 
-    def to_units(self, stored: NDArray[Any]) -> NDArray[np.float32]:
-        """Stored values (C, h, w) in the spec's units."""
-        pixels = stored.astype(np.float32)
+    def to_units(
+        self, stored: NDArray[Any], out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """Stored values (C, h, w) in the spec's units; in ``out`` where it is given."""
+        pixels = np.empty(stored.shape, np.float32) if out is None else out
+        pixels[...] = stored
         if not (self.scales == 1).all():
             pixels *= self.scales
         if self.offsets.any():
