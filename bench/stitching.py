@@ -1,15 +1,19 @@
-"""Which stitching is right? Accuracy near the seams between tiles and overall, by blend and overlap.
+"""Which stitching is right? Accuracy near the seams between tiles and elsewhere, by blend and overlap.
 
-    python bench/stitching.py MODEL IMAGE LABELS [IMAGE LABELS ...]
+    python bench/stitching.py RUN [RUN ...]
 
-MODEL is an ONNX file or a RUN that was tuned on other pixels than those scored, or the figures flatter
-every policy alike. A pixel is near a seam if it lies within a sixteenth of a tile of the middle of one.
-Agreement is with the map of the same model at the widest overlap, cosine.
+Each RUN maps the scenes that its recipe cut into blocks, and is scored on the blocks it did not train
+on. The scenes are mapped several times with some rows and columns left out at the top and the left, so
+that seams come to lie elsewhere. A pixel is near a seam if it lies within a sixteenth of a tile of the
+middle of one. The first line, half a tile of overlap and cosine, is what the others are held against:
+on the same pixels near their seams, and by the share of equal pixels.
 """
 
 import argparse
 import json
 import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,87 +21,108 @@ import rasterio
 from numpy.typing import NDArray
 
 from geodeploy import PredictOptions, predict
-from geodeploy.runtime import open_session
-from geodeploy.spec import ModelSpec
+from geodeploy.blend import Blend
 from geodeploy.tiles import TileGrid
+from geodeploy.train.data import VALIDATION, open_scenes
+from geodeploy.train.recipe import load_recipe
 
-BLENDS = ("crop", "flat", "cosine")
-SHARES = (0, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
-"""Overlaps, in tiles."""
+RESULTS = Path(__file__).parent / "results" / "stitching.md"
+SHIFTS = (0, 53, 89)
+"""Rows and columns left out."""
+BEST: tuple[Blend, float] = ("cosine", 1 / 2)
+WAYS: tuple[tuple[Blend, float], ...] = (
+    BEST,
+    ("crop", 0),
+    *((blend, share) for share in (1 / 16, 1 / 8, 1 / 4) for blend in ("crop", "flat", "cosine")),
+    ("crop", 1 / 2),
+    ("flat", 1 / 2),
+)
+"""Blends and overlaps, in tiles."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A scene in the model's bands and units, and what it is scored on."""
+
+    pixels: NDArray[np.float32]
+    truth: NDArray[np.uint8]
+    """(H, W): the position of the right class where the RUN did not train, 255 elsewhere."""
 
 
 def main() -> None:
-    """Map every image every way, and print the table."""
+    """Map every scene every way, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", type=Path)
-    parser.add_argument("pairs", type=Path, nargs="+", metavar="IMAGE LABELS")
-    parser.add_argument("--json", type=Path, help="where to write the figures too")
-    arguments = parser.parse_args()
-    pairs = list(zip(arguments.pairs[::2], arguments.pairs[1::2], strict=True))
-    session = open_session(arguments.model, device="cpu")
-    spec = session.spec
-    session.close()
-    ways = [("cosine", 1 / 2)] + [
-        (blend, share)
-        for share in SHARES
-        for blend in (BLENDS if share else ("crop",))
-        if (blend, share) != ("cosine", 1 / 2)
-    ]
-    found = []
-    print("| overlap, pixels | blend | accuracy | near seams | elsewhere | same as the first |")
-    print("|---|---|---|---|---|---|")
-    best: list[NDArray[np.uint8]] = []
-    for blend, share in ways:
-        overlap = round(spec.tile * share)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    lines = ["# Stitching", "", *(line for line in __doc__.splitlines()[2:] if line)]
+    for run in parser.parse_args().runs:
+        spec = json.loads((run / "spec.json").read_text())
+        lines += ["", f"## {spec['name']}: {spec['backbone']['name']}, tiles of {spec['tile']} pixels"]
+        lines += ["", *table(run, spec["tile"], [item["value"] for item in spec["classes"]])]
+        print("\n".join(lines), flush=True)
+    RESULTS.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def table(run: Path, tile: int, values: list[int]) -> Iterator[str]:
+    """The lines of one RUN's table."""
+    yield "| overlap, pixels | blend | accuracy | near seams | the first there | same as the first |"
+    yield "|---|---|---|---|---|---|"
+    scenes = list(held_out(run))
+    first: list[NDArray[np.uint8]] = []
+    for blend, share in WAYS:
+        overlap = round(tile * share)
         options = PredictOptions(blend=blend, overlap=overlap, overwrite=True, device="cpu")
-        maps = [map_of(arguments.model, image, options) for image, _ in pairs]
-        best = best or maps
-        row = {"overlap": overlap, "blend": blend, **score(maps, best, pairs, spec, overlap)}
-        found.append(row)
-        print(
-            f"| {overlap} | {blend} | {row['accuracy']:.4f} | {row['near']:.4f} | "
-            f"{row['elsewhere']:.4f} | {row['agreement']:.4f} |",
-            flush=True,
+        maps = [map_of(run, scene, options) for scene in scenes]
+        first = first or maps
+        counts = np.zeros(6, np.int64)
+        for scene, mapped, best in zip(scenes, maps, first, strict=True):
+            near = near_seams(TileGrid(*mapped.shape, tile, overlap))
+            known = scene.truth != 255
+            there = known & near
+            truth = np.array([*values, *[0] * (256 - len(values))], np.uint8)[scene.truth]
+            counts += [
+                int((one == other)[where].sum())
+                for one, other, where in (
+                    (mapped, truth, known),
+                    (mapped, truth, there),
+                    (best, truth, there),
+                    (mapped, best, known),
+                    (truth, truth, known),
+                    (truth, truth, there),
+                )
+            ]
+        right, right_near, first_near, same, total, total_near = counts
+        yield (
+            f"| {overlap} | {blend} | {right / total:.4f} | {right_near / total_near:.4f} "
+            f"| {first_near / total_near:.4f} | {same / total:.4f} |"
         )
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def map_of(model: Path, image: Path, options: PredictOptions) -> NDArray[np.uint8]:
+def held_out(run: Path) -> Iterator[Scene]:
+    """The scenes with blocks that ``run`` did not train on, each as often as it is shifted."""
+    with open_scenes(load_recipe(run / "recipe.toml")) as scenes:
+        for scene in scenes:
+            if not scene.count(VALIDATION):
+                continue
+            raster = scene.raster
+            stored = np.concatenate([raster.read(window).stored for window in raster.stripes()], axis=1)
+            truth = np.where(scene.part == VALIDATION, scene.codes, np.uint8(255))
+            for shift in SHIFTS:
+                yield Scene(raster.to_units(stored)[:, shift:, shift:], truth[shift:, shift:])
+
+
+def map_of(run: Path, scene: Scene, options: PredictOptions) -> NDArray[np.uint8]:
     """The class map (H, W)."""
     with tempfile.TemporaryDirectory() as folder:
-        predict(image, model, Path(folder) / "map.tif", options=options)
-        with rasterio.open(Path(folder) / "map.tif") as mapped:
-            return mapped.read(1)
-
-
-def score(
-    maps: list[NDArray[np.uint8]],
-    best: list[NDArray[np.uint8]],
-    pairs: list[tuple[Path, Path]],
-    spec: ModelSpec,
-    overlap: int,
-) -> dict[str, float]:
-    """Accuracy near the seams, elsewhere and overall, and agreement with ``best``."""
-    counts = np.zeros((2, 2))  # elsewhere or near; wrong or right
-    same = total = 0
-    for mapped, first, (_, labels) in zip(maps, best, pairs, strict=True):
-        with rasterio.open(labels) as file:
-            truth = file.read(1)
-        known = np.isin(truth, spec.class_values) & (mapped != spec.nodata)
-        near = near_seams(TileGrid(*mapped.shape, spec.tile, overlap))
-        for place, where in enumerate((known & ~near, known & near)):
-            right = int((mapped[where] == truth[where]).sum())
-            counts[place] += int(where.sum()) - right, right
-        same += int((mapped == first)[known].sum())
-        total += int(known.sum())
-    shares = counts[:, 1] / np.maximum(counts.sum(axis=1), 1)
-    return {
-        "accuracy": float(counts[:, 1].sum() / counts.sum()),
-        "near": float(shares[1]),
-        "elsewhere": float(shares[0]),
-        "agreement": same / max(total, 1),
-    }
+        image = Path(folder) / "scene.tif"
+        bands, height, width = scene.pixels.shape
+        size = {"count": bands, "height": height, "width": width}
+        with rasterio.open(image, "w", driver="GTiff", dtype="float32", **size) as file:
+            file.write(scene.pixels)
+        names = tuple(str(number) for number in range(1, bands + 1))
+        mapped = Path(folder) / "map.tif"
+        predict(image, run, mapped, options=options.model_copy(update={"bands": names}))
+        with rasterio.open(mapped) as file:
+            return file.read(1)
 
 
 def near_seams(grid: TileGrid) -> NDArray[np.bool_]:
