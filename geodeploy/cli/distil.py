@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from geodeploy.cli.training import Overrides, RunOutput
+from geodeploy.cli.training import Overrides, Resume, RunOutput
 
 
 def distil(
@@ -18,13 +18,21 @@ def distil(
     ] = None,
     output: RunOutput = None,
     overrides: Overrides = None,
+    resume: Resume = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
 ) -> None:
     """Teach a small model what tuned ones know, on scenes with and without labels."""
     from geodeploy.cli.options import print_json
     from geodeploy.train import distil as run
 
-    report = run(recipe, output, teachers=teachers or [], overrides=overrides or [], progress=True)
+    report = run(
+        recipe,
+        output,
+        teachers=teachers or [],
+        overrides=overrides or [],
+        progress=True,
+        resume=resume,
+    )
     if as_json:
         print_json([report])
     else:

@@ -15,3 +15,8 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe, e.g. training.lr=1e-3."),
 ]
 """What is said in place of the recipe."""
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Keep the state beside the RUN, and go on from it after a kill."),
+]
+"""Whether a training can be gone on with."""

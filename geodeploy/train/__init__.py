@@ -23,6 +23,7 @@ def train(
     *,
     overrides: Sequence[str] = (),
     progress: bool = False,
+    resume: bool = False,
 ) -> "TrainReport":
     """Train what the TOML file ``recipe`` says and write the RUN folder ``output``.
 
@@ -32,6 +33,8 @@ def train(
             it. The folder appears whole, at the end, or not at all.
         overrides: ``key.sub=value`` each, in place of what the file says.
         progress: Show a bar on stderr if that is a terminal.
+        resume: Keep the training's state beside ``output`` at every validation, and go on from it if
+            there is one: to the weights that an undisturbed run would have had.
 
     Raises:
         GeodeployError: of the kind that fits, before any work is done where that can be known.
@@ -40,7 +43,7 @@ def train(
     from geodeploy.train.tuning import tune
 
     run = None if output is None else Path(output)
-    return tune(Path(recipe), run, overrides=overrides, progress=progress)
+    return tune(Path(recipe), run, overrides=overrides, progress=progress, resume=resume)
 
 
 def distil(
@@ -50,6 +53,7 @@ def distil(
     teachers: Sequence[Path | str] = (),
     overrides: Sequence[str] = (),
     progress: bool = False,
+    resume: bool = False,
 ) -> "TrainReport":
     """Train what ``recipe`` says to answer like ``teachers`` do, and write the RUN folder ``output``.
 
@@ -64,6 +68,7 @@ def distil(
             takes those that the recipe names.
         overrides: ``key.sub=value`` each, in place of what the file says.
         progress: Show bars on stderr if that is a terminal.
+        resume: As for `train`.
 
     Raises:
         GeodeployError: of the kind that fits, before any work is done where that can be known.
@@ -78,6 +83,7 @@ def distil(
         teachers=[Path(teacher) for teacher in teachers],
         overrides=overrides,
         progress=progress,
+        resume=resume,
     )
 
 

@@ -17,6 +17,8 @@ from geodeploy.errors import RecipeError, first_line
 from geodeploy.train.backbone import Backbone
 from geodeploy.train.method_options import PATCHES, AdaLora, Adapter, Eva, Ia3, Method
 
+_IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")
+"""What peft's allocator keeps of each matrix of AdaLoRA."""
 _EVA_BATCHES = 8
 """Training batches whose features EVA looks at."""
 
@@ -120,7 +122,7 @@ class RankAllocation:
 
     def __init__(self, backbone: Any, method: AdaLora, steps: int) -> None:
         self._model = backbone.base_model
-        config = backbone.peft_config["default"]
+        self._config = config = backbone.peft_config["default"]
         config.total_step = steps
         config.tinit, config.tfinal = int(method.warm * steps), int(method.settled * steps)
         self._weight = method.orthogonal
@@ -141,6 +143,23 @@ class RankAllocation:
     def allocate(self, step: int) -> None:
         """Silence what matters least; after ``step``, before its gradients are forgotten."""
         self._model.update_and_allocate(step)
+
+    def state(self) -> tuple[Any, dict[str, Tensor]]:
+        """Which ranks are silent, and how much each has mattered."""
+        allocator = self._model.rankallocator
+        tensors = {
+            f"{kind}/{name}": value
+            for kind in _IMPORTANCE
+            for name, value in getattr(allocator, kind).items()
+        }
+        return self._config.rank_pattern, tensors
+
+    def restore(self, pattern: Any, tensors: Mapping[str, Tensor]) -> None:
+        """Take back what `state` gave."""
+        self._config.rank_pattern = pattern
+        for key, value in tensors.items():
+            kind, name = key.split("/")
+            getattr(self._model.rankallocator, kind)[name] = value.to(self._matrices[0][0].device)
 
 
 def allocate_ranks(backbone: nn.Module, method: Method, steps: int) -> RankAllocation | None:

@@ -4,7 +4,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -37,13 +37,21 @@ class Batch:
     """(B, tile, tile) int64: class positions, `IGNORED` where no loss is."""
     taught: torch.Tensor | None
     """(B, K, tile, tile): the teachers' probabilities, 0 where they say nothing; None without any."""
+    sampler: dict[str, Any]
+    """State of the generator that drew it, and will draw the next."""
 
 
 def training_batches(
-    scenes: Sequence[LabelledScene], recipe: Recipe, mean: NDArray[np.float32]
+    scenes: Sequence[LabelledScene],
+    recipe: Recipe,
+    mean: NDArray[np.float32],
+    *,
+    sampler: dict[str, Any] | None = None,
 ) -> Iterator[Batch]:
-    """Batches without end, the same for the same seed."""
+    """Batches without end, the same for the same seed; those after the one that had ``sampler``."""
     rng = np.random.default_rng(recipe.seed)
+    if sampler is not None:
+        rng.bit_generator.state = sampler
     sums = [sum_labels(scene) for scene in scenes]
     sizes = np.array(
         [
@@ -64,6 +72,7 @@ def training_batches(
             torch.from_numpy(np.stack(pixels)),
             torch.from_numpy(np.stack(codes).astype(np.int64)),
             torch.from_numpy(np.stack(taught)) if recipe.distillation.teachers else None,
+            dict(rng.bit_generator.state),
         )
 
 

@@ -4,17 +4,17 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import repeat
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -23,6 +23,7 @@ from geodeploy.errors import ModelError, RecipeError
 from geodeploy.scores import Scores
 from geodeploy.train.adapters import allocate_ranks
 from geodeploy.train.augment import Batch, training_batches
+from geodeploy.train.checkpoint import Checkpoint, Progress
 from geodeploy.train.data import (
     TRAINING,
     VALIDATION,
@@ -34,32 +35,15 @@ from geodeploy.train.method_options import Full
 from geodeploy.train.methods import layer_rates
 from geodeploy.train.model import TunedModel
 from geodeploy.train.recipe import Recipe, Training
-from geodeploy.train.validation import validate
+from geodeploy.train.validation import Checkup, validate
 
 log = logging.getLogger(__name__)
 
 _VALIDATIONS = 8
 """In a run whose recipe names no ``validate_every``."""
+_MODEL, _BEST, _OPTIMIZER, _RANKS = "model.", "best.", "optimizer.", "ranks."
+"""What tensors of a checkpoint belong to."""
 _ACCELERATE = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
-
-
-class Checkup(BaseModel):
-    """What one validation found."""
-
-    model_config = ConfigDict(frozen=True)
-
-    step: int
-    loss: float
-    """Mean of the training loss since the last one."""
-    lr: float
-    scores: Scores | None
-    """None in a run without validation pixels."""
-
-    @property
-    def miou(self) -> float:
-        """For comparisons: below every real one where there is none."""
-        found = self.scores.miou if self.scores else None
-        return -1.0 if found is None else found
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +62,18 @@ class Fit:
 
 
 def fit(
-    model: TunedModel, scenes: Sequence[LabelledScene], recipe: Recipe, *, progress: bool = False
+    model: TunedModel,
+    scenes: Sequence[LabelledScene],
+    recipe: Recipe,
+    *,
+    progress: bool = False,
+    checkpoint: Checkpoint | None = None,
 ) -> Fit:
     """Train ``model`` and leave in it, on the CPU, the weights that validated best.
 
-    Without validation pixels those are the last step's. ``progress`` shows a bar on a terminal.
+    Without validation pixels those are the last step's. ``progress`` shows a bar on a terminal. The
+    state is written to ``checkpoint`` at every validation, and one that is there already is gone on
+    from, to the same weights.
 
     Raises:
         RecipeError: the device cannot compute in ``training.precision``.
@@ -103,15 +94,30 @@ def fit(
 
     losses: list[float] = []
     history: list[Checkup] = []
-    best: Checkup | None = None
     best_state: dict[str, Tensor] = {}
-    start, busy = time.perf_counter(), 0.0
+    best, done, busy, sampler = 0, 0, 0.0, None
+    start = time.perf_counter()
+    if checkpoint is not None and (found := checkpoint.read()):
+        past, tensors = found
+        losses, history, best = list(past.losses), list(past.history), past.best
+        done, busy, sampler = past.step, past.busy, past.sampler
+        start -= past.seconds
+        best_state = pick(tensors, _BEST)
+        learner.restore(past.learner, tensors)
+        log.info("Going on after step %d of %d.", done, steps)
     bar = tqdm(
-        total=steps, unit="step", disable=not (progress and sys.stderr.isatty()), file=sys.stderr
+        total=steps,
+        initial=done,
+        unit="step",
+        disable=not (progress and sys.stderr.isatty()),
+        file=sys.stderr,
     )
-    drawn = repeat(training_batches(scenes, recipe, mean))
+    drawn = repeat(training_batches(scenes, recipe, mean, sampler=sampler))
     with bar, closing(read_ahead(next, drawn, workers=1, ahead=2)) as batches:
-        for step, batch in zip(range(1, steps + 1), batches, strict=False):
+        for step in range(done + 1, steps + 1):
+            if training.patience and rates.stale >= training.patience:
+                break
+            batch = next(batches)
             began = time.perf_counter()
             losses.append(learner.learn(batch, step))
             busy += time.perf_counter() - began
@@ -124,19 +130,30 @@ def fit(
                 )
                 if validates:
                     rates.note(history[-1].miou)
-                if best is None or not validates or history[-1].miou > best.miou:
-                    best, best_state = history[-1], tuned_state(model)
+                if not best_state or not validates or history[-1].miou > history[best].miou:
+                    best, best_state = len(history) - 1, tuned_state(model)
+                if checkpoint is not None:
+                    facts, tensors = learner.state()
+                    past = Progress(
+                        recipe=checkpoint.recipe,
+                        step=step,
+                        losses=tuple(losses),
+                        history=tuple(history),
+                        best=best,
+                        seconds=time.perf_counter() - start,
+                        busy=busy,
+                        learner=facts,
+                        sampler=batch.sampler,
+                    )
+                    checkpoint.write(past, tensors | prefixed(best_state, _BEST))
             bar.set_postfix(_facts(losses, history, step * training.batch / busy), refresh=False)
             bar.update()
-            if training.patience and rates.stale >= training.patience:
-                break
-    assert best is not None  # the last step is always checked
     model.cpu().load_state_dict(best_state, strict=False)
     model.eval()
     return Fit(
         losses=losses,
         history=history,
-        best=best,
+        best=history[best],
         seconds=time.perf_counter() - start,
         images_per_s=len(losses) * training.batch / busy,
         device=learner.device,
@@ -192,6 +209,56 @@ class Learner:
             self._ranks.allocate(step)
         self._optimizer.zero_grad()
         return found
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """All that the next step depends on: what goes into JSON, and tensors by name."""
+        moments = self._optimizer.state_dict()["state"]
+        tensors = prefixed(tuned_state(self._model), _MODEL)
+        tensors |= {
+            f"{_OPTIMIZER}{number}.{name}": value
+            for number, found in moments.items()
+            for name, value in found.items()
+        }
+        tensors["rng.cpu"] = torch.get_rng_state()
+        if torch.cuda.is_available():
+            tensors["rng.cuda"] = torch.cuda.get_rng_state()
+        facts = {"rates": self.rates.state(), "scaler": {}, "ranks": None}
+        if self._accelerator.scaler is not None:
+            facts["scaler"] = self._accelerator.scaler.state_dict()
+        if self._ranks:
+            facts["ranks"], found = self._ranks.state()
+            tensors |= prefixed(found, _RANKS)
+        return facts, tensors
+
+    def restore(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Take back what `state` gave."""
+        self._model.load_state_dict(pick(tensors, _MODEL), strict=False)
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in pick(tensors, _OPTIMIZER).items():
+            number, name = key.split(".")
+            moments.setdefault(int(number), {})[name] = value
+        known = self._optimizer.state_dict()
+        self._optimizer.load_state_dict(known | {"state": moments})
+        self.rates.restore(facts["rates"])
+        if self._accelerator.scaler is not None:
+            self._accelerator.scaler.load_state_dict(facts["scaler"])
+        if self._ranks:
+            self._ranks.restore(facts["ranks"], pick(tensors, _RANKS))
+        torch.set_rng_state(tensors["rng.cpu"])
+        if "rng.cuda" in tensors and torch.cuda.is_available():
+            torch.cuda.set_rng_state(tensors["rng.cuda"])
+
+
+def prefixed(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The same under longer names."""
+    return {prefix + name: value for name, value in tensors.items()}
+
+
+def pick(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Those that `prefixed` gave this prefix, under their own names."""
+    return {
+        name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)
+    }
 
 
 def _accelerator(training: Training) -> Accelerator:
@@ -261,6 +328,15 @@ class Rates:
         self.stale += 1
         if self.stale % self._training.plateau_patience == 0:
             self._halvings += 1
+
+    def state(self) -> dict[str, float]:
+        """What validations have left here."""
+        return {"best": max(self._best, -1e300), "stale": self.stale, "halvings": self._halvings}
+
+    def restore(self, state: Mapping[str, float]) -> None:
+        """Take back what `state` gave."""
+        self._best = state["best"]
+        self.stale, self._halvings = int(state["stale"]), int(state["halvings"])
 
 
 def _cosine(done: float, halvings: int) -> float:

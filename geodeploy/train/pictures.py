@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from geodeploy.labels import IGNORED
 from geodeploy.pictures import add_legend, coloured, true_colour
 from geodeploy.spec import NODATA, ModelSpec, SegmentationClass
-from geodeploy.train.loop import Checkup
+from geodeploy.train.validation import Checkup
 
 
 def draw_curves(

@@ -21,8 +21,9 @@ from geodeploy.train.adapters import as_plain_lora, initialise, state_of
 from geodeploy.train.augment import training_batches
 from geodeploy.train.backbone import Backbone, build_backbone
 from geodeploy.train.card import model_card
+from geodeploy.train.checkpoint import Checkpoint
 from geodeploy.train.data import LabelledTile, compute_statistics, open_scenes, sample_tiles
-from geodeploy.train.loop import Checkup, Fit, fit
+from geodeploy.train.loop import Fit, fit
 from geodeploy.train.method_options import Adapter
 from geodeploy.train.methods import ParameterCounts
 from geodeploy.train.model import TunedModel, assemble
@@ -37,6 +38,7 @@ from geodeploy.train.run import (
 )
 from geodeploy.train.seen import compute_seen
 from geodeploy.train.teaching import check_teachers, teach
+from geodeploy.train.validation import Checkup
 from geodeploy.writer import check_new_folder
 
 log = logging.getLogger(__name__)
@@ -99,10 +101,11 @@ def tune(
     *,
     overrides: Sequence[str] = (),
     progress: bool = False,
+    resume: bool = False,
 ) -> TrainReport:
     """Train what the recipe says and write the RUN folder ``output``. See `geodeploy.train.train`."""
     recipe = load_recipe(recipe_file, overrides)
-    return tune_recipe(recipe, output, progress=progress)
+    return tune_recipe(recipe, output, progress=progress, resume=resume)
 
 
 def distil_run(
@@ -112,6 +115,7 @@ def distil_run(
     teachers: Sequence[Path] = (),
     overrides: Sequence[str] = (),
     progress: bool = False,
+    resume: bool = False,
 ) -> TrainReport:
     """Train a student of ``teachers``, or of those the recipe names. See `geodeploy.train.distil`."""
     recipe = load_recipe(recipe_file, overrides)
@@ -122,13 +126,16 @@ def distil_run(
         )
     distillation = recipe.distillation.model_copy(update={"teachers": named})
     recipe = recipe.model_copy(update={"distillation": distillation})
-    return tune_recipe(recipe, output, progress=progress)
+    return tune_recipe(recipe, output, progress=progress, resume=resume)
 
 
-def tune_recipe(recipe: Recipe, output: Path | None = None, *, progress: bool = False) -> TrainReport:
+def tune_recipe(
+    recipe: Recipe, output: Path | None = None, *, progress: bool = False, resume: bool = False
+) -> TrainReport:
     """Train ``recipe`` and write the RUN folder ``output``."""
     output = output or Path("runs") / recipe.name
     check_new_folder(output)
+    checkpoint = Checkpoint(output, recipe) if resume else None
     check_teachers(recipe)
     torch.manual_seed(recipe.seed)
     with open_scenes(recipe) as scenes:
@@ -146,7 +153,7 @@ def tune_recipe(recipe: Recipe, output: Path | None = None, *, progress: bool = 
             initial = state_of(model.backbone)
         counts = model.counts()
         log.info("%s", counts)
-        result = fit(model, taught, recipe, progress=progress)
+        result = fit(model, taught, recipe, progress=progress, checkpoint=checkpoint)
         if isinstance(recipe.method, Adapter) and recipe.method.changes_base:
             model.backbone = as_plain_lora(model.backbone, start, initial)
         tiles = sample_tiles(scenes, recipe, mean, _TILES)
@@ -169,6 +176,8 @@ def tune_recipe(recipe: Recipe, output: Path | None = None, *, progress: bool = 
             pyramid=model.taps.pyramid,
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
+    if checkpoint is not None:
+        checkpoint.remove()
     return TrainReport(run=output, metrics=metrics)
 
 

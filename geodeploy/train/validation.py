@@ -7,12 +7,32 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from geodeploy.labels import IGNORED
 from geodeploy.scores import Scores, confusion_matrix
 from geodeploy.spec import SegmentationClass
 from geodeploy.train.data import VALIDATION, LabelledScene, LabelledTile, labelled_places, read_tile
+
+
+class Checkup(BaseModel):
+    """What one validation found."""
+
+    model_config = ConfigDict(frozen=True)
+
+    step: int
+    loss: float
+    """Mean of the training loss since the last one."""
+    lr: float
+    scores: Scores | None
+    """None in a run without validation pixels."""
+
+    @property
+    def miou(self) -> float:
+        """For comparisons: below every real one where there is none."""
+        found = self.scores.miou if self.scores else None
+        return -1.0 if found is None else found
 
 
 def validate(
