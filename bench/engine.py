@@ -61,7 +61,7 @@ model, scene, output, batch = sys.argv[1:]
 session = open_session(Path(model))
 options = PredictOptions(overwrite=True, batch=int(batch))
 begun_cpu = time.process_time()
-report = map_scene(Path(scene), session, Path(output), options, None)
+report = map_scene(Path(scene), session, Path(output), options, None, keep=False)
 cpu_seconds = time.process_time() - begun_cpu
 print(json.dumps(report.model_dump(mode="json") | {"cpu_seconds": cpu_seconds}))
 """
