@@ -19,7 +19,7 @@ from rio_cogeo.cogeo import cog_validate
 from geodeploy.blend import Block
 from geodeploy.cog import Frame, aux_path
 from geodeploy.errors import OutputError
-from geodeploy.parts import Journal, Part
+from geodeploy.parts import Journal, Part, forget
 from geodeploy.spec import ModelSpec
 from geodeploy.writer import MapWriter, check_output
 
@@ -100,6 +100,7 @@ def write(
             raise stop
         counts = writer.counts()
         writer.finish(tags)
+    forget(path)
     return counts
 
 

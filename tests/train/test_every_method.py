@@ -147,10 +147,11 @@ def test_a_run_reloads_merges_and_exports_as_it_was_trained(tuned: tuple[str, Pa
     if not name.startswith("vpt"):
         assert set(merged.backbone.state_dict()) == set(plain)
     if isinstance(run.recipe.method, Adapter | Ssl):
-        # Not at its first values: what is merged is more than what was there.
+        # Not at its first values: what is merged is more than what was there, and than rounding, which
+        # is below 1e-7 in these weights. AdaLoRA, a product of three small factors, moves least.
         stored, found = load_file(run.recipe.model.weights), merged.backbone.state_dict()
         blocks = [part for part in stored if part.startswith("blocks.")]
-        assert max(float((found[part] - stored[part]).abs().max()) for part in blocks) > 1e-3
+        assert max(float((found[part] - stored[part]).abs().max()) for part in blocks) > 1e-5
 
     report = export(path, path.parent / "model.onnx")
     assert report.released
