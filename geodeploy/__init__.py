@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from geodeploy.errors import GeodeployError
     from geodeploy.evaluate import evaluate
     from geodeploy.export import export
+    from geodeploy.export.options import ExportOptions
     from geodeploy.predict import PredictOptions, predict, predict_scenes
     from geodeploy.report import Failure, Report
     from geodeploy.scores import Scores
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __version__ = version("geodeploy-eo")
 
 __all__ = [
+    "ExportOptions",
     "Failure",
     "GeodeployError",
     "ModelSpec",
@@ -40,6 +42,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "ExportOptions": "export.options",
     "Failure": "report",
     "GeodeployError": "errors",
     "ModelSpec": "spec",

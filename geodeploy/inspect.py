@@ -41,6 +41,9 @@ class ModelInspection(BaseModel):
         ]
         if spec.normalise:
             lines.append("  fed with (pixels - mean) / std")
+        if spec.input_range:
+            low, high = spec.input_range
+            lines.append(f"  fed with 0 to 1 for {low:g} to {high:g}")
         lines.append(f"  gives    {spec.output}")
         lines += [f"    {item.value:>3} {item.name:<20} {item.color}" for item in spec.classes]
         if spec.backbone:

@@ -137,6 +137,8 @@ class ModelSpec(_Frozen):
     """True where the graph expects (pixels - mean) / std and does not do it itself."""
     scaling: Literal["zscore", "log"] = "zscore"
     """How the graph normalises: (x - mean) / std, or log(max(x, mean / 50) / mean)."""
+    input_range: Range | None = None
+    """What 0 and 1 of the graph's input stand for, in the spec's units; None where it takes those."""
     nodata: Literal[255] = NODATA
     backbone: Backbone | None = None
     method: Method | None = None
@@ -161,6 +163,8 @@ class ModelSpec(_Frozen):
                 f"normalise stands for (pixels - mean) / std; scaling {self.scaling!r} must be done by "
                 "the graph"
             )
+        if self.normalise and self.input_range:
+            raise ValueError("normalise and input_range exclude each other")
         listed = sorted({item.value for item in self.classes} & set(self.ignore))
         if listed:
             raise ValueError(f"values {listed} are both classes and ignored")

@@ -15,13 +15,30 @@ def export(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a model that exists.")
     ] = False,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            "--profile", metavar="NAME", help="deepness: runs in QGIS (Deepness) and in GeoDeep."
+        ),
+    ] = None,
+    limits: Annotated[
+        tuple[float, float] | None,
+        typer.Option(
+            "--range",
+            metavar="LOW HIGH",
+            help="With deepness, what 0 and 255 of 8-bit bands stand for, in the model's units. "
+            "[default: what the training pixels lay in]",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the parity report as JSON.")] = False,
 ) -> None:
     """Merge the adapter, write ONNX, and prove on real tiles that it does the same."""
-    from geodeploy.cli.options import print_json
+    from geodeploy.cli.options import print_json, with_defaults
     from geodeploy.export import export as run_export
+    from geodeploy.export.options import ExportOptions
 
-    report = run_export(run, output, overwrite=overwrite)
+    options = with_defaults(ExportOptions, profile=profile, range=limits)
+    report = run_export(run, output, overwrite=overwrite, options=options)
     if as_json:
         print_json([report])
     else:

@@ -6,13 +6,18 @@ from typing import TYPE_CHECKING
 from geodeploy.errors import require
 
 if TYPE_CHECKING:
+    from geodeploy.export.options import ExportOptions
     from geodeploy.export.parity import ParityReport
 
 __all__ = ["export", "verify"]
 
 
 def export(
-    run: Path | str, output: Path | str | None = None, *, overwrite: bool = False
+    run: Path | str,
+    output: Path | str | None = None,
+    *,
+    overwrite: bool = False,
+    options: "ExportOptions | None" = None,
 ) -> "ParityReport":
     """Write the model of ``run`` as one ONNX file with its description inside, if it does the same.
 
@@ -23,18 +28,21 @@ def export(
         run: A folder that `geodeploy.train` made.
         output: The ONNX file; None for ``<name of the run>.onnx`` in the current folder.
         overwrite: Replace a model that exists.
+        options: None for the plain model in fp32.
 
     Raises:
         ParityError: the merged or the exported model differs from the tuned one.
+        RecipeError: an option asks for what the model cannot give.
         OutputError: ``output`` cannot or must not be written.
         GeodeployError: the RUN cannot be loaded.
     """
     _needs_the_extra()
     from geodeploy.export.onnx import export_run
+    from geodeploy.export.options import ExportOptions
 
     run = Path(run)
     output = Path(f"{run.resolve().name}.onnx") if output is None else Path(output)
-    return export_run(run, output, overwrite=overwrite)
+    return export_run(run, output, overwrite=overwrite, options=options or ExportOptions())
 
 
 def verify(run: Path | str, model: Path | str) -> "ParityReport":

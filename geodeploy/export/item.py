@@ -117,8 +117,11 @@ def _input(spec: ModelSpec) -> dict[str, Any]:
         {"type": "z-score", "mean": band.mean, "stddev": band.std}
         for band in (spec.bands if spec.normalise else ())
     ]
+    if spec.input_range:
+        low, high = spec.input_range
+        scaling = [{"type": "min-max", "minimum": low, "maximum": high}] * len(spec.bands)
     units = spec.units[:1].upper() + spec.units[1:]
-    told = "normalised as told" if spec.normalise else "as it is: the graph normalises by itself"
+    told = "scaled as told" if scaling else "as it is: the graph normalises by itself"
     return {
         "name": "pixels",
         "description": f"{units}, {told}. Pixels without data hold the mean of their band.",

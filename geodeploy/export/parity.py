@@ -26,17 +26,17 @@ _BATCH = 4
 
 
 class Comparison(BaseModel):
-    """How far one model's logits are from another's on the same tiles."""
+    """How far one model's outputs, logits or probabilities, are from another's on the same tiles."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     tiles: int
     max_abs_diff: float
-    """Of the logits."""
+    """Of the outputs."""
     relative_diff: float
-    """The same over the largest logit of the reference."""
+    """The same over the largest output of the reference."""
     cosine: float
-    """Of the two sets of logits as one long vector each."""
+    """Of the two sets of outputs as one long vector each."""
     argmax_agreement: float
     """Share of pixels with the same class."""
     worst_tile: int
@@ -94,6 +94,8 @@ class ParityReport(BaseModel):
     """Against the unmerged model in PyTorch, fp32, in ONNX Runtime."""
     other_runtimes: tuple[OtherRuntime, ...] = ()
     """Those that were installed. The model is released without them."""
+    eight_bit: Comparison | None = None
+    """The same in ONNX Runtime, but of pixels rounded to 8 bits, for a model made for them."""
     tolerances: dict[str, float]
 
     @property
@@ -117,6 +119,8 @@ class ParityReport(BaseModel):
             f"on {self.runtime} {self.exported}",
             *map(str, self.other_runtimes),
         ]
+        if self.eight_bit:
+            lines.append(f"fed with 8-bit values {self.eight_bit}")
         return "\n  ".join(lines)
 
 
@@ -133,12 +137,12 @@ class Tolerance:
         if not found.argmax_agreement >= self.argmax_agreement:
             return (
                 f"{found.argmax_agreement:.4%} of pixels have the same class, at least "
-                f"{self.argmax_agreement:.2%} must; worst is tile {found.worst_tile}, where logits "
+                f"{self.argmax_agreement:.2%} must; worst is tile {found.worst_tile}, where outputs "
                 f"differ by up to {found.max_abs_diff:.3g}"
             )
         if not found.relative_diff <= self.relative_diff:
             return (
-                f"logits differ by up to {found.max_abs_diff:.3g} ({found.relative_diff:.2g} of the "
+                f"outputs differ by up to {found.max_abs_diff:.3g} ({found.relative_diff:.2g} of the "
                 f"largest, at most {self.relative_diff:g} may be) in tile {found.worst_tile}"
             )
         return None
@@ -155,7 +159,7 @@ def compare(
     labels: NDArray[np.uint8],
     spec: ModelSpec,
 ) -> Comparison:
-    """How far ``exported`` is from ``reference``, both logits (N, K, H, W).
+    """How far ``exported`` is from ``reference``, both logits or both probabilities (N, K, H, W).
 
     ``labels`` (N, H, W) are class values.
     """
@@ -177,7 +181,7 @@ def compare(
 
 
 def logits_of(model: TunedModel | Session, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Logits (N, K, H, W) of ``pixels`` (N, C, H, W), from PyTorch or from a runtime."""
+    """Outputs (N, K, H, W) of ``pixels`` (N, C, H, W): logits, or whatever the graph gives."""
     parts = []
     for start in range(0, len(pixels), _BATCH):
         batch = pixels[start : start + _BATCH]
@@ -216,8 +220,14 @@ def report_on(
     if file.spec.band_names != spec.band_names or file.spec.classes != spec.classes:
         raise ParityError(f"{model} has other bands or classes than the RUN. Export it again.")
     expected = logits_of(reference, pixels)
+    if file.spec.output == "probabilities":
+        expected = torch.from_numpy(expected).softmax(dim=1).numpy()
     with closing(OnnxSession(file, device="cpu", threads=None)) as session:
         found = compare(expected, logits_of(session, pixels), labels, spec)
+        rounded = None
+        if file.spec.input_range:
+            eight_bit = _rounded_to_8_bits(pixels, file.spec.input_range)
+            rounded = compare(expected, logits_of(session, eight_bit), labels, spec)
     problem = TOLERANCE.problem(found)
     return ParityReport(
         model=spec.name,
@@ -229,6 +239,7 @@ def report_on(
         merged_max_abs_diff=merged_max_abs_diff,
         exported=found,
         other_runtimes=_other_runtimes(file, expected, pixels, labels),
+        eight_bit=rounded,
         tolerances={
             "argmax_agreement": TOLERANCE.argmax_agreement,
             "relative_diff": TOLERANCE.relative_diff,
@@ -251,6 +262,14 @@ def _other_runtimes(
         problem = str(error).replace(str(file.path), file.path.name)  # the same bytes wherever it lies
         return (OtherRuntime(runtime="openvino", problem=problem, exported=None),)
     return (OtherRuntime(runtime=session.name, problem=TOLERANCE.problem(found), exported=found),)
+
+
+def _rounded_to_8_bits(pixels: NDArray[np.float32], limits: tuple[float, float]) -> NDArray[np.float32]:
+    """``pixels`` after `gdal_translate -ot Byte -scale LOW HIGH 0 255`, brought back to their units."""
+    low, high = limits
+    values = np.rint(np.clip((pixels - low) / (high - low), 0, 1) * 255)
+    restored: NDArray[np.float32] = (low + values / 255 * (high - low)).astype(np.float32)
+    return restored
 
 
 def _miou(labels: NDArray[np.uint8], positions: NDArray[np.int64], spec: ModelSpec) -> float | None:

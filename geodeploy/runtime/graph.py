@@ -134,6 +134,9 @@ def to_graph(
         pixels = (pixels - _per_band([band.mean for band in spec.bands])) / _per_band(
             [band.std for band in spec.bands]
         )
+    if spec.input_range:
+        low, high = spec.input_range
+        pixels = (pixels - np.float32(low)) / np.float32(high - low)
     if spec.layout == "NHWC":
         pixels = np.moveaxis(pixels, 1, 3)
     if surplus := -len(pixels) % (batch or 1):
