@@ -75,6 +75,8 @@ class Raster:
     """What the user should know about how the scene was read."""
     skip: bool = False
     """Whether what cannot be read is left out as not valid."""
+    keep_open: bool = True
+    """Whether files stay open from one reading to the next: a process may hold a thousand or so."""
     _local: threading.local = field(default_factory=threading.local)
     _handles: list[Any] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -150,7 +152,10 @@ class Raster:
     ) -> tuple[NDArray[Any], NDArray[np.bool_], list[Loss]]:
         layer = self.layers[number]
         with reading(layer.path, window):
-            return layer.read(self._dataset(number), window, skip=self.skip)
+            if self.keep_open:
+                return layer.read(self._dataset(number), window, skip=self.skip)
+            with open_quietly(layer.path) as dataset:
+                return layer.read(dataset, window, skip=self.skip)
 
     def _dataset(self, number: int) -> Any:
         datasets: dict[int, Any] = self._local.__dict__.setdefault("datasets", {})

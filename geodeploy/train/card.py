@@ -62,6 +62,11 @@ def _splits(recipe: Recipe) -> str:
         for scene in recipe.data.scene
         if scene.labels or teachers
     ]
+    lines += [
+        f"- chips in `{chips.images}`: "
+        + (chips.split or ", ".join(f"{split} as in `{file}`" for split, file in chips.lists.items()))
+        for chips in recipe.data.chips or ()
+    ]
     blocks = recipe.data.blocks
     if any(scene.split == "blocks" for scene in recipe.data.scene):
         lines.append(

