@@ -3,7 +3,8 @@
 Memory does not depend on the scene's height. Beyond the model's own session it is, by `memory_bytes`,
 
     stripes   (tile + 4 x 256) rows x width x (bands x bytes a stored value + 1 for validity);
-              four of the file's own blocks where those are taller than 256 rows
+              four of the file's own blocks where those are taller than 256 rows; of files that are
+              resampled, the blocks of three stripes besides
     seams     (classes + 2) x overlap x width x 4; with the disagreement as for one class more
     batches   3 x batch x tile² x (bands + 2 x classes) x 4: one is stacked, one runs, one is blended
     map       about 512 rows x width, twice; as much for each band of the rasters beside it
@@ -15,6 +16,7 @@ The width is the scene's, or that of a panel: stripes, seams and what is written
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -393,6 +395,7 @@ def _column_bytes(raster: Raster, spec: ModelSpec, overlap: int, others: Sequenc
     """What a column takes of all that is as wide as the panel: stripes, seams, rows to be written."""
     rows = min(spec.tile + (_AHEAD + 2) * raster.stripe_rows, raster.height)
     stripes = rows * (len(spec.bands) * raster.dtype.itemsize + 1)
+    stripes += math.ceil(sum(layer.held_bytes for layer in raster.layers))
     planes = len(spec.classes) + 2 + any(isinstance(product, Disagreement) for product in others)
     written = 2 * ROWS * (1 + sum(len(product.bands) for product in others))
     return stripes + 4 * planes * overlap + written

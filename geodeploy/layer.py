@@ -1,8 +1,9 @@
 """Read bands of one file as they lie on the raster's grid."""
 
+import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ from rasterio.crs import CRS
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
+from geodeploy.blockrows import BlockRows, Loss, Pixels
 from geodeploy.dataset import reason
 from geodeploy.resample import Axis, resample
 
-_SOURCE_ROWS = 512
-"""Rows of a file resampled at a time: what is held beside the result is a few times as many floats."""
+_PIECE_ROWS = 128
+"""Rows of a file that is resampled are read about so many at a time, in whole blocks."""
+_MIXED_ROWS = 128
+"""Rows, of the file or of the raster, resampled at a time: as floats, a few times over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +34,6 @@ class Grid:
     transform: Affine
     height: int
     width: int
-
-
-@dataclass(frozen=True, slots=True)
-class Loss:
-    """What could not be read."""
-
-    window: Window
-    cause: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +48,11 @@ class Layer:
     """Of the same bands among the model's, from 0."""
     dtype: np.dtype[Any]
     one_type: bool
-    """Whether all are stored as ``dtype``."""
+    """Whether all are stored as ``dtype``, the alpha too."""
     nodata: list[float | None]
     alpha: list[int]
-    """1-based numbers of the bands that are 0 where there is no data."""
+    """1-based numbers of the bands that are 0 where there is no data; GDAL's own mask heeds those of
+    bytes and uint16 alone."""
     masked: bool
     """Whether a mask says which pixels hold data."""
     bands_masked: bool
@@ -66,10 +63,27 @@ class Layer:
     """Rows of the file's blocks."""
     axes: tuple[Axis, Axis] | None = None
     """The raster's rows and columns among the file's; None where the grids are one."""
+    held: BlockRows | None = None
+    """What was read for ``axes``, as the raster's stripes do not end where the file's blocks do."""
 
-    def read(
-        self, dataset: Any, window: Window, *, skip: bool = False
-    ) -> tuple[NDArray[Any], NDArray[np.bool_], list[Loss]]:
+    def onto(self, rows: Axis, cols: Axis, stripe_rows: int) -> "Layer":
+        """The same on another grid, whose pixels lie at ``rows`` and ``cols`` of the file.
+
+        That grid is read in stripes of ``stripe_rows``, up to three of them at the same time.
+        """
+        piece = self.block_rows * max(1, round(_PIECE_ROWS / self.block_rows))
+        keep = math.ceil(3 * stripe_rows * rows.step / piece) + 1
+        return replace(self, axes=(rows, cols), held=BlockRows(piece, keep))
+
+    @property
+    def held_bytes(self) -> float:
+        """What is kept of the file for each column of the raster."""
+        if self.axes is None or self.held is None:
+            return 0
+        rows = min(self.held.keep * self.held.rows, self.grid.height)
+        return rows * (len(self.indexes) * self.dtype.itemsize + 1) * self.axes[1].step
+
+    def read(self, dataset: Any, window: Window, *, skip: bool = False) -> Pixels:
         """Stored values (bands, h, w) and valid pixels (h, w) of ``window`` of the raster.
 
         With ``skip`` the pixels of blocks that cannot be read are not valid, and listed.
@@ -77,13 +91,11 @@ class Layer:
         Raises:
             RasterioError: the file breaks off or cannot be decoded there.
         """
-        if self.axes is None:
+        if self.axes is None or self.held is None:
             return self._source(dataset, window, skip)
-        return self._resampled(dataset, window, *self.axes, skip)
+        return self._resampled(dataset, window, *self.axes, self.held, skip)
 
-    def _source(
-        self, dataset: Any, window: Window, skip: bool
-    ) -> tuple[NDArray[Any], NDArray[np.bool_], list[Loss]]:
+    def _source(self, dataset: Any, window: Window, skip: bool) -> Pixels:
         try:
             return *self._as_stored(dataset, window), []
         except RasterioError as error:
@@ -106,14 +118,19 @@ class Layer:
         return stored, valid, losses
 
     def _as_stored(self, dataset: Any, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        if self.one_type:
-            stored = np.asarray(dataset.read(self.indexes, window=window))
+        if self.one_type:  # the alpha in the same breath: blocks may hold all bands
+            read = np.asarray(dataset.read([*self.indexes, *self.alpha], window=window))
+            stored, alpha = np.split(read, [len(self.indexes)])
         else:
             # rasterio reads bands of several types, as a VRT may stack them, only one by one.
-            stored = np.stack(
-                [dataset.read(i, window=window, out_dtype=self.dtype) for i in self.indexes]
+            stored, alpha = (
+                np.array([dataset.read(i, window=window, out_dtype=kind) for i in indexes])
+                for indexes, kind in ((self.indexes, self.dtype), (self.alpha, None))
             )
-        return stored, self._valid(dataset, stored, window)
+        valid = self._valid(dataset, stored, window)
+        for opacity in alpha:
+            valid &= opacity > 0
+        return stored, valid
 
     def _valid(self, dataset: Any, stored: NDArray[Any], window: Window) -> NDArray[np.bool_]:
         valid = np.ones(stored.shape[1:], bool)
@@ -122,9 +139,6 @@ class Layer:
                 valid &= np.isfinite(values)
             if nodata is not None and not np.isnan(nodata):
                 valid &= values != nodata
-        # GDAL's mask heeds alpha of bytes and uint16 alone.
-        for index in self.alpha:
-            valid &= dataset.read(index, window=window) > 0
         if self.masked:
             valid &= dataset.dataset_mask(window=window) > 0
         if self.bands_masked:
@@ -132,8 +146,8 @@ class Layer:
         return valid
 
     def _resampled(
-        self, dataset: Any, window: Window, rows: Axis, cols: Axis, skip: bool
-    ) -> tuple[NDArray[Any], NDArray[np.bool_], list[Loss]]:
+        self, dataset: Any, window: Window, rows: Axis, cols: Axis, held: BlockRows, skip: bool
+    ) -> Pixels:
         stored = np.zeros((len(self.indexes), window.height, window.width), self.dtype)
         valid = np.zeros((window.height, window.width), bool)
         losses: list[Loss] = []
@@ -142,12 +156,14 @@ class Layer:
         if left == right:
             return stored, valid, losses
         first, last = cols.needed(left, right)
-        step = max(1, int(_SOURCE_ROWS / rows.step))
+        step = max(1, int(_MIXED_ROWS / max(rows.step, 1)))
         for begin in range(top, bottom, step):
             end = min(begin + step, bottom)
             above, below = rows.needed(begin, end)
-            source, present, lost = self._source(
-                dataset, Window(first, above, last - first, below - above), skip
+            source, present, lost = held.read(
+                Window(first, above, last - first, below - above),
+                self.grid.height,
+                lambda piece: self._source(dataset, piece, skip),
             )
             for loss in lost:
                 row, end_row = rows.within(loss.window.row_off, loss.window.height, begin, end)

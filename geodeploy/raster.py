@@ -5,7 +5,7 @@ import math
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ from rasterio.windows import Window
 
 from geodeploy.asset import Asset, Source
 from geodeploy.bands import landsat_number, match_bands
+from geodeploy.blockrows import Loss, Pixels
 from geodeploy.dataset import open_dataset, open_quietly, reading
 from geodeploy.errors import GridError, RangeError, SourceError
-from geodeploy.layer import Grid, Layer, Loss
+from geodeploy.layer import Grid, Layer
 from geodeploy.resample import Axis
 from geodeploy.source import alpha_bands, find_source
 from geodeploy.spec import Band
@@ -62,8 +63,8 @@ class Raster:
     width: int
     crs: CRS | None
     transform: Affine
-    block_rows: int
-    """Rows of the files' own blocks."""
+    stripe_rows: int
+    """Rows of a stripe: about 256, and whole blocks of the files that lie on the raster's own grid."""
     dtype: np.dtype[Any]
     scales: NDArray[np.float32]
     """(C, 1, 1): what stored values are multiplied with."""
@@ -92,11 +93,6 @@ class Raster:
             after = min((row // self.stripe_rows + 1) * self.stripe_rows, end)
             yield Window(whole.col_off, row, whole.width, after - row)
             row = after
-
-    @property
-    def stripe_rows(self) -> int:
-        """Rows of a stripe: about 256, and whole blocks."""
-        return self.block_rows * max(1, round(_STRIPE_ROWS / self.block_rows))
 
     def files(self) -> list[str]:
         """What GDAL reads for the raster, the files behind a VRT too, by GDAL's names."""
@@ -147,9 +143,7 @@ class Raster:
                 dataset.close()
             self._handles.clear()
 
-    def _read_layer(
-        self, number: int, window: Window
-    ) -> tuple[NDArray[Any], NDArray[np.bool_], list[Loss]]:
+    def _read_layer(self, number: int, window: Window) -> Pixels:
         layer = self.layers[number]
         with reading(layer.path, window):
             if self.keep_open:
@@ -230,7 +224,9 @@ def _open(
     grid = min((layer.grid for layer, _, _ in opened), key=lambda grid: abs(grid.transform.determinant))
     if gsd_m is not None:
         grid = _with_gsd(grid, gsd_m, source.name)
-    layers = [_on_grid(layer, grid, source.name) for layer, _, _ in opened]
+    placed = [(layer, _axes(layer, grid, source.name)) for layer, _, _ in opened]
+    stripe_rows = _stripe_rows(placed)
+    layers = [layer.onto(*axes, stripe_rows) if axes else layer for layer, axes in placed]
     file_scales, file_offsets = np.ones(len(chosen)), np.zeros(len(chosen))
     for layer, scales, offsets in opened:
         file_scales[layer.places], file_offsets[layer.places] = scales, offsets
@@ -247,7 +243,7 @@ def _open(
         width=grid.width,
         crs=grid.crs,
         transform=grid.transform,
-        block_rows=max((layer.block_rows for layer in layers if layer.axes is None), default=1),
+        stripe_rows=stripe_rows,
         dtype=np.result_type(*(layer.dtype for layer in layers)),
         scales=(file_scales * np.array(scale)).astype(np.float32).reshape(shape),
         offsets=(file_offsets * np.array(scale) + offset).astype(np.float32).reshape(shape),
@@ -326,8 +322,18 @@ def _with_gsd(grid: Grid, gsd_m: float, scene: str) -> Grid:
     return Grid(grid.crs, grid.transform @ Affine.scale(across, down), height, width)
 
 
-def _on_grid(layer: Layer, grid: Grid, scene: str) -> Layer:
-    """``layer`` with its place on ``grid``, where that is not its own."""
+def _stripe_rows(placed: Sequence[tuple[Layer, tuple[Axis, Axis] | None]]) -> int:
+    """About 256 rows, of the raster or of a file with smaller pixels, and whole blocks."""
+    heights = [layer.block_rows for layer, axes in placed if axes is None]
+    blocks = math.lcm(*heights)
+    if heights and blocks > max(_STRIPE_ROWS, *heights):
+        blocks = max(heights)
+    finest = max([1.0, *(axes[0].step for _, axes in placed if axes)])
+    return blocks * max(1, round(_STRIPE_ROWS / finest / blocks))
+
+
+def _axes(layer: Layer, grid: Grid, scene: str) -> tuple[Axis, Axis] | None:
+    """The rows and columns of ``grid`` among those of ``layer``; None where they are the same."""
     own, file = layer.grid, Path(layer.path).name
     if own.crs != grid.crs:
         raise SourceError(
@@ -341,7 +347,7 @@ def _on_grid(layer: Layer, grid: Grid, scene: str) -> Layer:
         corner, (grid.width, grid.height), rtol=0, atol=0.01
     )
     if same_place and (own.height, own.width) == (grid.height, grid.width):
-        return layer
+        return None
     if own.crs is None:
         raise SourceError(
             f"{scene}: {file} has {own.height} x {own.width} pixels, another band {grid.height} x "
@@ -361,7 +367,7 @@ def _on_grid(layer: Layer, grid: Grid, scene: str) -> Layer:
         axes[1].covered(0, grid.width)[0] == axes[1].covered(0, grid.width)[1]
     ):
         raise SourceError(f"{scene}: {file} shows another place than the other bands.")
-    return replace(layer, axes=axes)
+    return axes
 
 
 _EIGHT_BITS = 1 / 255

@@ -283,7 +283,7 @@ def test_stripes_are_whole_blocks_and_cover_each_row_once(
     with open_raster(path, band_names=THREE) as raster:
         windows = list(raster.stripes())
         parts = [raster.read(window) for window in windows]
-        assert all(window.row_off % raster.block_rows == 0 for window in windows)
+        assert all(window.row_off % raster.layers[0].block_rows == 0 for window in windows)
         assert all(part.stored.dtype == np.uint16 for part in parts)
     assert [part.row for part in parts] == [window.row_off for window in windows]
     np.testing.assert_array_equal(np.concatenate([part.stored for part in parts], axis=1), stored)
