@@ -10,11 +10,24 @@ def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `geodeploy train` made.")],
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="The ONNX file. [default: <name of the RUN>.onnx]"),
+        typer.Option(
+            "-o",
+            "--output",
+            help="The file, or Triton's folder. [default: <RUN>.onnx, <RUN>.pt2 or models/<RUN>]",
+        ),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a model that exists.")
     ] = False,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to",
+            metavar="FORM",
+            help="onnx, triton (a folder for its model repository) or torch-export (.pt2). "
+            "[default: onnx]",
+        ),
+    ] = None,
     profile: Annotated[
         str | None,
         typer.Option(
@@ -32,12 +45,12 @@ def export(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the parity report as JSON.")] = False,
 ) -> None:
-    """Merge the adapter, write ONNX, and prove on real tiles that it does the same."""
+    """Merge the adapter, write the model, and prove on real tiles that it does the same."""
     from geodeploy.cli.options import print_json, with_defaults
     from geodeploy.export import export as run_export
     from geodeploy.export.options import ExportOptions
 
-    options = with_defaults(ExportOptions, profile=profile, range=limits)
+    options = with_defaults(ExportOptions, to=to, profile=profile, range=limits)
     report = run_export(run, output, overwrite=overwrite, options=options)
     if as_json:
         print_json([report])

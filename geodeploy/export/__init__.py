@@ -19,16 +19,17 @@ def export(
     overwrite: bool = False,
     options: "ExportOptions | None" = None,
 ) -> "ParityReport":
-    """Write the model of ``run`` as one ONNX file with its description inside, if it does the same.
+    """Write the model of ``run``, as ONNX unless told, its description inside, if it does the same.
 
     Beside it go ``<name>.parity.json`` and ``<name>.stac.json``, a STAC item. Outside the tolerances no
     model is written, only that report, as ``<name>.refused.json``.
 
     Args:
         run: A folder that `geodeploy.train` made.
-        output: The ONNX file; None for ``<name of the run>.onnx`` in the current folder.
+        output: The file, or the folder for Triton. None for ``<name of the run>.onnx``,
+            ``<name of the run>.pt2`` or ``models/<name of the run>`` in the current folder.
         overwrite: Replace a model that exists.
-        options: None for the plain model in fp32.
+        options: None for plain ONNX.
 
     Raises:
         ParityError: the merged or the exported model differs from the tuned one.
@@ -41,8 +42,10 @@ def export(
     from geodeploy.export.options import ExportOptions
 
     run = Path(run)
-    output = Path(f"{run.resolve().name}.onnx") if output is None else Path(output)
-    return export_run(run, output, overwrite=overwrite, options=options or ExportOptions())
+    options = options or ExportOptions()
+    name = run.resolve().name
+    places = {"onnx": f"{name}.onnx", "triton": f"models/{name}", "torch-export": f"{name}.pt2"}
+    return export_run(run, Path(output or places[options.to]), overwrite=overwrite, options=options)
 
 
 def verify(run: Path | str, model: Path | str) -> "ParityReport":

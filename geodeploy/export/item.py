@@ -15,6 +15,11 @@ _EXTENSIONS = (
     "https://stac-extensions.github.io/raster/v1.1.0/schema.json",
 )
 _EARTH = [[[-180.0, -90.0], [180.0, -90.0], [180.0, 90.0], [-180.0, 90.0], [-180.0, -90.0]]]
+_KINDS = {
+    ".onnx": ("ONNX", "ONNX", "application/octet-stream; application=onnx"),
+    ".pt2": ("torch.export.save", "PyTorch", "application/zip; application=pytorch"),
+}
+"""What MLM calls the file, what runs it, and its media type."""
 _TASK = "semantic-segmentation"
 
 
@@ -29,13 +34,14 @@ def model_item(spec: ModelSpec, model: Path, *, parameters: int) -> dict[str, An
         parameters: The number of the model's weights.
     """
     content = model.read_bytes()
+    kind, framework, media_type = _KINDS[model.suffix]
     assets: dict[str, Any] = {
         "model": {
             "href": f"./{model.name}",
-            "type": "application/octet-stream; application=onnx",
-            "title": f"{spec.name} as ONNX, {spec.precision}",
+            "type": media_type,
+            "title": f"{spec.name} as {kind}, {spec.precision}",
             "roles": ["mlm:model", "mlm:weights", "data"],
-            "mlm:artifact_type": "ONNX",
+            "mlm:artifact_type": kind,
             "file:size": len(content),
             # A multihash: sha2-256, 32 bytes.
             "file:checksum": f"1220{sha256(content).hexdigest()}",
@@ -64,7 +70,7 @@ def model_item(spec: ModelSpec, model: Path, *, parameters: int) -> dict[str, An
         "id": model.stem,
         "geometry": {"type": "Polygon", "coordinates": _EARTH},
         "bbox": [-180.0, -90.0, 180.0, 90.0],
-        "properties": _properties(spec, parameters),
+        "properties": _properties(spec, framework, parameters),
         "links": [],
         "assets": assets,
     }
@@ -78,7 +84,7 @@ def write_model_item(spec: ModelSpec, model: Path, *, parameters: int) -> Path:
     return output
 
 
-def _properties(spec: ModelSpec, parameters: int) -> dict[str, Any]:
+def _properties(spec: ModelSpec, framework: str, parameters: int) -> dict[str, Any]:
     described: dict[str, Any] = {
         "title": spec.name,
         # No day of the making is told: the same RUN is to give the same bytes.
@@ -88,7 +94,7 @@ def _properties(spec: ModelSpec, parameters: int) -> dict[str, Any]:
         "mlm:name": _name(spec.name),
         "mlm:architecture": spec.backbone.name if spec.backbone else "unknown",
         "mlm:tasks": [_TASK],
-        "mlm:framework": "ONNX",
+        "mlm:framework": framework,
         "mlm:total_parameters": parameters,
         "mlm:input": [_input(spec)],
         "mlm:output": [_output(spec)],

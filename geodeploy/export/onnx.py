@@ -1,4 +1,4 @@
-"""Write a tuned model as one ONNX file that says what it is."""
+"""Write a tuned model in a file that says what it is: ONNX by itself or for Triton, or a program."""
 
 import logging
 import shutil
@@ -11,16 +11,18 @@ import onnx
 import torch
 from torch import nn
 
-from geodeploy.errors import ParityError, RecipeError
+from geodeploy.errors import OutputError, ParityError, RecipeError
+from geodeploy.export import triton
 from geodeploy.export.deepness import DeepnessModel, deepness_metadata, deepness_spec, stretch
 from geodeploy.export.item import write_model_item
 from geodeploy.export.merge import merge_checked
 from geodeploy.export.options import ExportOptions
 from geodeploy.export.parity import ParityReport, report_on
+from geodeploy.export.program import trace, write_program
 from geodeploy.item import item_path
 from geodeploy.spec import METADATA_KEY, ModelSpec, Parity
-from geodeploy.train.run import load_run
-from geodeploy.writer import check_output
+from geodeploy.train.run import Run, load_run
+from geodeploy.writer import check_new_folder, check_output
 
 log = logging.getLogger(__name__)
 
@@ -30,54 +32,104 @@ OPSET = 20
 
 def export_run(run: Path, output: Path, *, overwrite: bool, options: ExportOptions) -> ParityReport:
     """See `geodeploy.export.export`."""
-    if options.range and not options.profile:
-        raise RecipeError("--range says what 8-bit values stand for: it needs --profile deepness.")
-    check_output(output, [], overwrite=overwrite)
+    _check_options(options)
+    _check_place(output, options, overwrite=overwrite)
     tuned = load_run(run)
-    spec = deepness_spec(tuned.spec, options) if options.profile else tuned.spec
-    pixels, labels = tuned.tiles.pixels, tuned.tiles.labels
-    merged, merged_diff = merge_checked(tuned.model, tuned.spec, pixels, labels)
-    log.info("Merged; the largest difference in a logit is %.2g. Writing ONNX ...", merged_diff)
-
     folder = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     try:
-        draft = folder / output.name
-        write_onnx(DeepnessModel(merged, spec) if options.profile else merged, spec, draft)
-        log.info("Comparing it with the tuned model on %d real tiles ...", len(pixels))
-        report = report_on(
-            tuned.model, tuned.spec, draft, pixels, labels, merged_max_abs_diff=merged_diff
-        )
-        (folder / "parity.json").write_text(report.to_json())
-        if report.problem:
-            # Under a name of its own: an older model may be there, whose report must stay beside it.
-            refusal = output.with_suffix(".refused.json")
-            (folder / "parity.json").replace(refusal)
-            raise ParityError(
-                f"The exported model differs from the tuned one: {report.problem}. It was not written; "
-                f"{refusal} says more."
-            )
-        parity = Parity(
-            argmax_agreement=report.exported.argmax_agreement,
-            report_sha256=report.sha256,
-            runtimes=report.covered,
-        )
-        spec = spec.model_copy(update={"parity": parity})
-        describe(draft, spec, deepness_metadata(spec) if options.profile else None)
-        parameters = sum(weights.numel() for weights in merged.parameters())
-        item = write_model_item(spec, draft, parameters=parameters)
-        (folder / "parity.json").replace(output.with_suffix(".parity.json"))
-        item.replace(item_path(output))
-        draft.replace(output)
+        if options.to == "triton":
+            model = folder / "model"
+            (model / triton.MODEL).parent.mkdir(parents=True)
+            spec, report = _write_proved(tuned, model / triton.MODEL, output, options)
+            triton.write_beside(model, output.name, spec, tuned.tiles.pixels[0])
+            _replace_folder(model, output, folder / "old")
+        else:
+            spec, report = _write_proved(tuned, folder / output.name, output, options)
+            for beside in (parity_path, item_path, Path):  # the model last: it makes them true
+                beside(folder / output.name).replace(beside(output))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if options.profile:
-        log.info(
-            "Bands in this order: %s. From %s: %s",
-            ", ".join(spec.band_names),
-            spec.units,
-            stretch(spec),
-        )
+        bands = ", ".join(spec.band_names)
+        log.info("Bands in this order: %s. From %s: %s", bands, spec.units, stretch(spec))
     return report
+
+
+def _write_proved(
+    tuned: Run, draft: Path, output: Path, options: ExportOptions
+) -> tuple[ModelSpec, ParityReport]:
+    """Write the model to ``draft``, report and item beside it, if it does the same as ``tuned``.
+
+    Else only the report is left, as ``<name>.refused.json`` beside ``output``: under a name of its own,
+    for an older model may be there, whose report must stay beside it.
+    """
+    spec = deepness_spec(tuned.spec, options) if options.profile else tuned.spec
+    pixels, labels = tuned.tiles.pixels, tuned.tiles.labels
+    merged, merged_diff = merge_checked(tuned.model, tuned.spec, pixels, labels)
+    log.info("Merged; the largest difference in a logit is %.2g. Writing it ...", merged_diff)
+    if options.to == "torch-export":
+        program = trace(merged, spec)
+        write_program(program, spec, draft)
+    else:
+        write_onnx(DeepnessModel(merged, spec) if options.profile else merged, spec, draft)
+    log.info("Comparing it with the tuned model on %d real tiles ...", len(pixels))
+    report = report_on(tuned.model, tuned.spec, draft, pixels, labels, merged_max_abs_diff=merged_diff)
+    if report.problem:
+        refusal = output.with_suffix(".refused.json")
+        parity_path(draft).write_text(report.to_json())
+        parity_path(draft).replace(refusal)
+        raise ParityError(
+            f"The exported model differs from the tuned one: {report.problem}. It was not written; "
+            f"{refusal} says more."
+        )
+    parity_path(draft).write_text(report.to_json())
+    parity = Parity(
+        argmax_agreement=report.exported.argmax_agreement,
+        report_sha256=report.sha256,
+        runtimes=report.covered,
+    )
+    spec = spec.model_copy(update={"parity": parity})
+    if options.to == "torch-export":
+        write_program(program, spec, draft)
+    else:
+        describe(draft, spec, deepness_metadata(spec) if options.profile else None)
+    write_model_item(spec, draft, parameters=sum(weights.numel() for weights in merged.parameters()))
+    return spec, report
+
+
+def parity_path(model: Path) -> Path:
+    """Where the report of ``model`` lies."""
+    return model.with_suffix(".parity.json")
+
+
+def _check_options(options: ExportOptions) -> None:
+    if options.range and not options.profile:
+        raise RecipeError("--range says what 8-bit values stand for: it needs --profile deepness.")
+    if options.profile and options.to != "onnx":
+        raise RecipeError(f"--profile {options.profile} is an ONNX file: leave --to {options.to} out.")
+
+
+def _check_place(output: Path, options: ExportOptions, *, overwrite: bool) -> None:
+    if options.to == "triton":
+        if not (overwrite and (output / triton.CONFIG).exists()):
+            check_new_folder(output)
+        output.absolute().parent.mkdir(exist_ok=True)
+        return
+    if options.to == "torch-export" and output.suffix != ".pt2":
+        raise OutputError(f"{output}: the name of a program of torch.export ends in .pt2.")
+    check_output(output, [], overwrite=overwrite)
+
+
+def _replace_folder(new: Path, output: Path, aside: Path) -> None:
+    """Put the folder ``new`` in the place of ``output``, whose old content goes ``aside``."""
+    if output.exists():
+        output.rename(aside)
+    try:
+        new.rename(output)
+    except OSError:
+        if aside.exists():
+            aside.rename(output)
+        raise
 
 
 def write_onnx(model: nn.Module, spec: ModelSpec, path: Path) -> None:

@@ -14,6 +14,9 @@ class ExportOptions(BaseModel):
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
     )
 
+    to: Literal["onnx", "triton", "torch-export"] = "onnx"
+    """One ONNX file; a folder for the model repository of Triton with it inside; a ``.pt2`` of
+    `torch.export`."""
     profile: Literal["deepness"] | None = None
     """For another program: ``deepness`` for the QGIS plugin Deepness and the command line GeoDeep."""
     range: Range | None = None

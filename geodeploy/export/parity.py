@@ -2,7 +2,7 @@
 
 import hashlib
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from geodeploy.errors import ModelError, ParityError
+from geodeploy.export.program import read_program
 from geodeploy.labels import IGNORED, class_positions, ignored_values
 from geodeploy.runtime import Session
 from geodeploy.runtime.graph import OnnxFile, read_onnx
@@ -21,6 +22,7 @@ from geodeploy.scores import Scores, confusion_matrix
 from geodeploy.spec import ModelSpec
 from geodeploy.train.model import TunedModel
 from geodeploy.train.run import load_run
+from geodeploy.train.weights import file_sha256
 
 _BATCH = 4
 
@@ -84,14 +86,14 @@ class ParityReport(BaseModel):
     precision: str
     runtime: str
     graph_sha256: str
-    """Of the ONNX file before this report's own hash was written into it."""
+    """Of the exported file before this report's own hash was written into it."""
     released: bool
     """Whether all tolerances hold."""
     problem: str | None
     merged_max_abs_diff: float | None
     """Between the logits of the merged and the unmerged model, both in PyTorch."""
     exported: Comparison
-    """Against the unmerged model in PyTorch, fp32, in ONNX Runtime."""
+    """Against the unmerged model in PyTorch, fp32."""
     other_runtimes: tuple[OtherRuntime, ...] = ()
     """Those that were installed. The model is released without them."""
     eight_bit: Comparison | None = None
@@ -180,7 +182,7 @@ def compare(
     )
 
 
-def logits_of(model: TunedModel | Session, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+def logits_of(model: torch.nn.Module | Session, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
     """Outputs (N, K, H, W) of ``pixels`` (N, C, H, W): logits, or whatever the graph gives."""
     parts = []
     for start in range(0, len(pixels), _BATCH):
@@ -197,11 +199,13 @@ def verify_model(run: Path, model: Path) -> ParityReport:
     """See `geodeploy.export.verify`."""
     tuned = load_run(run)
     report = report_on(tuned.model, tuned.spec, model, tuned.tiles.pixels, tuned.tiles.labels)
-    parity = read_onnx(model).spec.parity
+    proved: tuple[str, ...] = (report.runtime.partition(" ")[0],)
+    if model.suffix != ".pt2" and (parity := read_onnx(model).spec.parity):
+        proved = parity.runtimes
     problems = {report.runtime: report.problem}
     problems |= {item.runtime: item.problem for item in report.other_runtimes}
     for runtime, problem in problems.items():
-        if problem and runtime.partition(" ")[0] in (parity.runtimes if parity else "onnxruntime"):
+        if problem and runtime.partition(" ")[0] in proved:
             raise ParityError(f"{model} is not the model of {run} in {runtime}: {problem}.")
     return report
 
@@ -216,6 +220,10 @@ def report_on(
     merged_max_abs_diff: float | None = None,
 ) -> ParityReport:
     """Run ``model`` on ``pixels`` in each runtime and say how it compares with ``reference``."""
+    if model.suffix == ".pt2":
+        return _report_on_program(
+            reference, spec, model, pixels, labels, merged_max_abs_diff=merged_max_abs_diff
+        )
     file = read_onnx(model)
     if file.spec.band_names != spec.band_names or file.spec.classes != spec.classes:
         raise ParityError(f"{model} has other bands or classes than the RUN. Export it again.")
@@ -240,10 +248,31 @@ def report_on(
         exported=found,
         other_runtimes=_other_runtimes(file, expected, pixels, labels),
         eight_bit=rounded,
-        tolerances={
-            "argmax_agreement": TOLERANCE.argmax_agreement,
-            "relative_diff": TOLERANCE.relative_diff,
-        },
+        tolerances=asdict(TOLERANCE),
+    )
+
+
+def _report_on_program(
+    reference: TunedModel,
+    spec: ModelSpec,
+    model: Path,
+    pixels: NDArray[np.float32],
+    labels: NDArray[np.uint8],
+    *,
+    merged_max_abs_diff: float | None,
+) -> ParityReport:
+    found = compare(logits_of(reference, pixels), logits_of(read_program(model), pixels), labels, spec)
+    problem = TOLERANCE.problem(found)
+    return ParityReport(
+        model=spec.name,
+        precision="fp32",
+        runtime=f"torch.export {torch.__version__}",
+        graph_sha256=file_sha256(model),
+        released=problem is None,
+        problem=problem,
+        merged_max_abs_diff=merged_max_abs_diff,
+        exported=found,
+        tolerances=asdict(TOLERANCE),
     )
 
 

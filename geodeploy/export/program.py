@@ -1,0 +1,42 @@
+"""A model as a program of `torch.export`: the file that PyTorch runs without our code."""
+
+import io
+import warnings
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from geodeploy.spec import METADATA_KEY, ModelSpec
+
+SPEC_FILE = f"{METADATA_KEY}.json"
+"""The name of the spec among the file's extra files."""
+
+
+def trace(model: nn.Module, spec: ModelSpec) -> ExportedProgram:
+    """``model`` from pixels to logits, any batch, fixed tile."""
+    example = torch.zeros(2, len(spec.bands), spec.tile, spec.tile)
+    program = torch.export.export(
+        model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False
+    )
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of our source code
+    program.example_inputs = None  # it would be the one pickle in the file
+    return program
+
+
+def write_program(program: ExportedProgram, spec: ModelSpec, path: Path) -> None:
+    """Write ``program`` to ``path`` (.pt2), with ``spec`` inside."""
+    archive = io.BytesIO()  # in a file the archive's own name would be part of every entry
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's own code, nothing that we could change
+        torch.export.save(program, archive, extra_files={SPEC_FILE: spec.to_json()})
+    path.write_bytes(archive.getvalue())
+
+
+def read_program(path: Path) -> nn.Module:
+    """The module in ``path``, which takes and gives what the tuned model does."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.export.load(path).module()
