@@ -6,6 +6,8 @@ from geodeploy.train.method_options import Adapter
 from geodeploy.train.methods import ParameterCounts
 from geodeploy.train.recipe import Recipe
 
+_DECODERS = {"unet": "U-Net", "linear": "linear", "fcn": "FCN", "upernet": "UPerNet", "dpt": "DPT"}
+
 
 def model_card(
     spec: ModelSpec,
@@ -78,7 +80,7 @@ def _splits(recipe: Recipe) -> str:
 
 def _method(spec: ModelSpec, recipe: Recipe, counts: ParameterCounts, steps: int, pyramid: bool) -> str:
     model, method, training = recipe.model, recipe.method, recipe.training
-    decoder = "U-Net decoder" if model.decoder == "unet" else "linear decoder"
+    decoder = f"{_DECODERS[model.decoder]} decoder"
     if model.decoder == "unet" and model.stem and not pyramid:
         decoder += " with a convolutional stem"
     teachers = [f"`{teacher.name}`" for teacher in recipe.distillation.teachers]

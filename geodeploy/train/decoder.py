@@ -22,7 +22,27 @@ class LinearDecoder(nn.Module):
 
     def forward(self, tokens: Sequence[Tensor], pixels_BCHW: Tensor) -> Tensor:
         """Logits (B, K, tile, tile); the pixels are not looked at."""
-        return _resize(self.head(tokens[-1]), self.tile)
+        return resize(self.head(tokens[-1]), self.tile)
+
+
+class FcnDecoder(nn.Module):
+    """Convolutions on the last map alone, each brought to twice the size, up to the tile's."""
+
+    def __init__(self, width: int, classes: int, tile: int, *, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.sizes = _climb(tile, len(channels))
+        self.levels = nn.ModuleList(
+            convolution(below, wide) for below, wide in itertools.pairwise([width, *channels])
+        )
+        self.head = nn.Conv2d(channels[-1], classes, kernel_size=1)
+
+    def forward(self, maps: Sequence[Tensor], pixels_BCHW: Tensor) -> Tensor:
+        """Logits (B, K, tile, tile); the pixels are not looked at."""
+        features = maps[-1]
+        for size, convolve in zip(self.sizes, self.levels, strict=True):
+            features = resize(convolve(features), size)
+        logits: Tensor = self.head(features)
+        return logits
 
 
 class UnetDecoder(nn.Module):
@@ -44,10 +64,7 @@ class UnetDecoder(nn.Module):
         stem: bool,
     ) -> None:
         super().__init__()
-        # As strided convolutions halve, so that the stem's levels need no resizing.
-        self.sizes = [tile]
-        for _ in channels[1:]:
-            self.sizes.insert(0, -(-self.sizes[0] // 2))
+        self.sizes = _climb(tile, len(channels))
         self.bottom = nn.Conv2d(width, channels[0], kernel_size=1)
         # The block next to the last joins the lowest level, the first the highest that is left.
         joined = channels[: blocks - 1]
@@ -67,10 +84,10 @@ class UnetDecoder(nn.Module):
         earlier = list(tokens[-2::-1])
         features = self.bottom(tokens[-1])
         for level, (size, convolve) in enumerate(zip(self.sizes, self.levels, strict=True)):
-            parts = [_resize(features, size)]
+            parts = [resize(features, size)]
             if level < len(self.laterals):
                 # Projected first, on the few tokens, and enlarged then: the same map, far cheaper.
-                parts.append(_resize(self.laterals[level](earlier[level]), size))
+                parts.append(resize(self.laterals[level](earlier[level]), size))
             if skips:
                 parts.append(skips[-1 - level])
             features = convolve(torch.cat(parts, dim=1))
@@ -101,7 +118,7 @@ class PyramidDecoder(nn.Module):
         """Logits (B, K, tile, tile) from the maps, the finest first; the pixels are not looked at."""
         features = maps[-1]
         for level, skipped in zip(self.levels, maps[-2::-1], strict=True):
-            features = level(torch.cat([_resize(features, skipped.shape[-1]), skipped], dim=1))
+            features = level(torch.cat([resize(features, skipped.shape[-1]), skipped], dim=1))
         logits: Tensor = self.spread(self.head(features))
         return logits
 
@@ -125,11 +142,20 @@ class Stem(nn.Module):
         return maps
 
 
+def _climb(tile: int, levels: int) -> list[int]:
+    """Sizes that end at ``tile``, halved as strided convolutions halve: the stem's need no resizing."""
+    sizes = [tile]
+    for _ in range(levels - 1):
+        sizes.insert(0, -(-sizes[0] // 2))
+    return sizes
+
+
 def _double(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(convolution(inputs, outputs), convolution(outputs, outputs))
 
 
-def _resize(features: Tensor, size: int) -> Tensor:
+def resize(features: Tensor, size: int) -> Tensor:
+    """``features`` (B, C, H, W) at ``size`` rows and columns, bilinear."""
     if features.shape[-1] == size:
         return features
     return functional.interpolate(features, size=(size, size), mode="bilinear")

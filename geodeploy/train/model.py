@@ -11,9 +11,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from geodeploy.errors import RecipeError
 from geodeploy.train.backbone import Backbone, Taps
-from geodeploy.train.decoder import LinearDecoder, PyramidDecoder, UnetDecoder
+from geodeploy.train.decoder import FcnDecoder, LinearDecoder, PyramidDecoder, UnetDecoder
+from geodeploy.train.dpt import DptDecoder
 from geodeploy.train.methods import ParameterCounts, apply_method, count_parameters
 from geodeploy.train.recipe import Recipe
+from geodeploy.train.upernet import UperDecoder
 
 
 class TunedModel(nn.Module):
@@ -101,20 +103,27 @@ def build_decoder(recipe: Recipe, taps: Taps) -> nn.Module:
     classes, model = len(recipe.classes), recipe.model
     if model.decoder == "linear":
         return LinearDecoder(taps.widths[-1], classes, model.tile)
-    found = len(model.decoder_channels)
+    channels = model.decoder_channels
+    if model.decoder == "fcn":
+        return FcnDecoder(taps.widths[-1], classes, model.tile, channels=channels)
+    if model.decoder == "upernet":
+        return UperDecoder(taps, classes, model.tile, channels=channels[0])
+    if model.decoder == "dpt":
+        return DptDecoder(taps, classes, model.tile, channels=channels[0])
+    found = len(channels)
     if taps.pyramid:
         if found != len(taps.widths) - 1:
             raise RecipeError(
                 f"model.decoder_channels: {model.backbone} has {len(taps.widths)} levels, the decoder "
                 f"needs a number for each but the coarsest; found {found}."
             )
-        return PyramidDecoder(taps.widths, classes, taps.strides[0], channels=model.decoder_channels)
+        return PyramidDecoder(taps.widths, classes, taps.strides[0], channels=channels)
     return UnetDecoder(
         taps.widths[-1],
         len(taps.widths),
         classes,
         model.tile,
-        channels=model.decoder_channels,
+        channels=channels,
         bands=len(recipe.data.bands),
         stem=model.stem,
     )

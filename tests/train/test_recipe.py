@@ -92,7 +92,10 @@ def test_a_mistyped_key_is_an_error_that_names_the_nearest(
         ("method.name=dorra", "method: there is no method dorra. Near: dora"),
         ("method.name=lily", "method: lily is left out: peft cannot merge it"),
         ("method.r=0", "method.r must be greater than 0, found 0"),
-        ("model.decoder=fpn", "model.decoder must be 'unet' or 'linear', found \"fpn\""),
+        (
+            "model.decoder=fpn",
+            "model.decoder must be 'unet', 'linear', 'fcn', 'upernet' or 'dpt', found \"fpn\"",
+        ),
         ("model.backbone=timm/resnet18", "model.backbone"),
         ("model.options.channels=[8]", "model.options.channels"),
         ("model.overlap=32", "overlap 32 must be smaller than tile 32"),
