@@ -10,6 +10,7 @@ from geodeploy.errors import ParityError
 from geodeploy.export.parity import TOLERANCE, compare, logits_of
 from geodeploy.spec import ModelSpec
 from geodeploy.train.model import TunedModel
+from geodeploy.train.qkv import fuse_qkv
 from geodeploy.train.scaled import merge_scales
 
 
@@ -29,6 +30,7 @@ def merge(model: TunedModel) -> TunedModel:
                 f"The adapter cannot be merged ({error}). Was the training stable? Look at curves.png."
             ) from error
     merge_scales(merged.backbone)
+    fuse_qkv(merged.backbone)
     for parameter in merged.parameters():
         parameter.requires_grad_(False)
     return merged

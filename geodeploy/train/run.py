@@ -27,6 +27,7 @@ from geodeploy.train.data import LabelledTile
 from geodeploy.train.method_options import AdaLora, Adapter, Full
 from geodeploy.train.methods import apply_method
 from geodeploy.train.model import TunedModel, build_decoder
+from geodeploy.train.qkv import split_qkv
 from geodeploy.train.recipe import Recipe, load_recipe, recipe_text
 from geodeploy.train.weights import file_sha256
 from geodeploy.writer import check_new_folder
@@ -212,6 +213,7 @@ def _read_tuned(path: Path, backbone: Backbone, recipe: Recipe) -> tuple[nn.Modu
     if isinstance(recipe.method, Adapter):
         needed = set(backbone.encoder.state_dict()) if _is_complete(recipe) else set()
         files = _read_backbone(path, backbone.encoder, needed)
+        split_qkv(backbone.encoder, recipe.method.targets)
         return _read_adapter(path, backbone.encoder), [ADAPTER, ADAPTER_CONFIG, *files]
     tuned = apply_method(backbone, recipe.method)
     if _is_complete(recipe):

@@ -155,7 +155,7 @@ def tune_recipe(
         log.info("%s", counts)
         result = fit(model, taught, recipe, progress=progress, checkpoint=checkpoint)
         if isinstance(recipe.method, Adapter) and recipe.method.changes_base:
-            model.backbone = as_plain_lora(model.backbone, start, initial)
+            model.backbone = as_plain_lora(model.backbone, recipe.method, start, initial)
         tiles = sample_tiles(scenes, recipe, mean, _TILES)
     spec = describe(recipe, statistics, seen, backbone)
     metrics = _measure(result, counts, recipe)

@@ -41,6 +41,10 @@ VARIANTS = {
     **{name: [f"method.name={name}", *SMALL.get(name, [])] for name in METHODS},
     "vpt-shallow": ["method.name=vpt", "method.tokens=3", "method.deep=false"],
     "ssb-no-product": ["method.name=ssb", "method.r=0"],
+    **{
+        f"{name}-qv": [f"method.name={name}", "method.targets=['attn.q', 'attn.v']"]
+        for name in ("lora", "pissa", "ssb")
+    },
 }
 ON_PATCHES = ["method.targets=['patch_embed.proj', 'attn.qkv']"]
 TAKES_PATCHES = [

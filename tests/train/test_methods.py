@@ -76,7 +76,9 @@ def test_a_target_that_the_blocks_lack_is_an_error_that_lists_what_they_have(
     recipe_file: Path,
 ) -> None:
     recipe = load_recipe(recipe_file, ["method.targets=['query']"])
-    with pytest.raises(RecipeError, match=r"no linear layer query; they have attn\.proj, attn\.qkv"):
+    with pytest.raises(
+        RecipeError, match=r"no linear layer query; they have attn\.k, attn\.proj, attn\.q"
+    ):
         network(recipe)
 
 

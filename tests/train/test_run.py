@@ -246,8 +246,9 @@ def test_an_interruption_leaves_no_half_run(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_cards_own_code_loads_the_adapter(tune: Tune) -> None:
-    path = tune(METHODS[0])
+@pytest.mark.parametrize("override", [METHODS[0], "method.targets=['attn.q', 'attn.v']"])
+def test_the_cards_own_code_loads_the_adapter(tune: Tune, override: str) -> None:
+    path = tune(override)
     card = (path / "README.md").read_text()
     code = card.split("```python\n")[1].split("```")[0].replace('"RUN', f'"{path}')
     names: dict[str, object] = {}
