@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from geodeploy.report import Failure, Report
     from geodeploy.scores import Scores
     from geodeploy.spec import ModelSpec
-    from geodeploy.train import distil, train
+    from geodeploy.train import check_data, distil, train
 
 __version__ = version("geodeploy-eo")
 
@@ -32,6 +32,7 @@ __all__ = [
     "PredictOptions",
     "Report",
     "Scores",
+    "check_data",
     "distil",
     "evaluate",
     "export",
@@ -49,6 +50,7 @@ _HOMES = {
     "PredictOptions": "predict",
     "Report": "report",
     "Scores": "scores",
+    "check_data": "train",
     "distil": "train",
     "evaluate": "evaluate",
     "export": "export",

@@ -10,7 +10,7 @@ from types import FrameType
 
 import typer
 
-from geodeploy.cli import demo, distil, doctor, evaluate, export, inspect, predict, train
+from geodeploy.cli import data, demo, distil, doctor, evaluate, export, inspect, predict, train
 from geodeploy.errors import GeodeployError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 for _command in (train, distil, evaluate, export, predict, inspect, doctor, demo):
     app.command()(getattr(_command, _command.__name__.rpartition(".")[2]))
+app.add_typer(data.data, name="data")
 
 
 class _Stopped(BaseException):

@@ -1,6 +1,6 @@
 """Tune a backbone on labelled scenes, or distil a small one from it: a recipe in, a RUN folder out.
 
-Needs the extra ``train``.
+Needs the extra ``train``, but for `check_data`.
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from geodeploy.errors import require
 
 if TYPE_CHECKING:
+    from geodeploy.train.findings import DataReport
     from geodeploy.train.tuning import TrainReport
 
 NEEDED = (
@@ -85,6 +86,24 @@ def distil(
         progress=progress,
         resume=resume,
     )
+
+
+def check_data(recipe: Path | str, *, overrides: Sequence[str] = ()) -> "DataReport":
+    """What is or may be wrong with the data of ``recipe``: all of it at once, before any training.
+
+    Reads every image and its labels once, in stripes; needs no torch.
+
+    Args:
+        recipe: As for `train`.
+        overrides: ``key.sub=value`` each, in place of what the file says.
+
+    Raises:
+        RecipeError: the recipe itself is no good.
+    """
+    from geodeploy.train.check import check_recipe
+    from geodeploy.train.recipe import load_recipe
+
+    return check_recipe(load_recipe(Path(recipe), overrides))
 
 
 def require_packages() -> None:

@@ -31,14 +31,15 @@ from geodeploy.raster import Raster, check_range, open_raster
 from geodeploy.spec import Band
 from geodeploy.tiles import Tile, TileGrid
 from geodeploy.train.chips import list_scenes
-from geodeploy.train.recipe import Blocks, Recipe, Scene, Statistics, is_vector
+from geodeploy.train.recipe import Blocks, Data, Recipe, Scene, Statistics, is_vector
 
 log = logging.getLogger(__name__)
 
 _OPEN = 128
 """Scenes whose files stay open; of more, each is opened when it is read."""
-NEITHER, TRAINING, VALIDATION = 0, 1, 2
+NEITHER, TRAINING, VALIDATION, TEST = 0, 1, 2, 3
 """What a pixel of a scene is for."""
+_PARTS = {"train": TRAINING, "validation": VALIDATION, "test": TEST}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class LabelledScene:
     codes: NDArray[np.uint8]
     """(H, W): the position of the class in the recipe, or `IGNORED`."""
     part: NDArray[np.uint8]
-    """(H, W): `TRAINING`, `VALIDATION` or `NEITHER`."""
+    """(H, W): `TRAINING`, `VALIDATION`, `TEST` or `NEITHER`."""
     weight: float | None = None
     """In the draw of windows; None for its pixels to learn from."""
     taught: NDArray[np.uint8] | None = None
@@ -127,7 +128,16 @@ def open_scenes(recipe: Recipe) -> Iterator[list[LabelledScene]]:
 def _open_scene(
     recipe: Recipe, scene: Scene, place: str, *, keep_open: bool
 ) -> Iterator[LabelledScene]:
-    data = recipe.data
+    with open_image(recipe.data, scene, place, keep_open=keep_open) as raster:
+        check_units(raster, recipe.data, place)
+        codes = scene_codes(scene, raster, recipe)
+        part = split(codes, scene, recipe.data.blocks, len(recipe.classes))
+        yield LabelledScene(raster, codes, part, scene.weight)
+
+
+@contextmanager
+def open_image(data: Data, scene: Scene, place: str, *, keep_open: bool = True) -> Iterator[Raster]:
+    """The image of the scene at ``place`` in the recipe, which errors name."""
     with ExitStack() as stack:
         with _flags_as_keys(place):
             raster = stack.enter_context(
@@ -139,21 +149,32 @@ def _open_scene(
                     offset=scene.offset,
                 )
             )
-            raster.keep_open = keep_open
-            # Mean and deviation are not known yet, and the check asks for neither.
-            check_range(
-                raster,
-                [
-                    Band(name=name, mean=0, std=1, valid_range=limits)
-                    for name, limits in zip(data.bands, data.valid_ranges, strict=True)
-                ],
-            )
-        if scene.labels is None:
-            codes = np.full((raster.height, raster.width), IGNORED, np.uint8)
-        else:
-            codes = read_codes(data.find_labels(scene.labels), raster, recipe)
-        part = split(codes, scene, data.blocks, len(recipe.classes))
-        yield LabelledScene(raster, codes, part, scene.weight)
+        raster.keep_open = keep_open
+        yield raster
+
+
+def check_units(raster: Raster, data: Data, place: str) -> None:
+    """Refuse an image that does not hold values in the recipe's units.
+
+    Raises:
+        RangeError: names the values seen and the keys that would mend it.
+    """
+    with _flags_as_keys(place):
+        # Mean and deviation are not known yet, and the check asks for neither.
+        check_range(
+            raster,
+            [
+                Band(name=name, mean=0, std=1, valid_range=limits)
+                for name, limits in zip(data.bands, data.valid_ranges, strict=True)
+            ],
+        )
+
+
+def scene_codes(scene: Scene, raster: Raster, recipe: Recipe) -> NDArray[np.uint8]:
+    """The labels of ``scene`` as `read_codes` gives them; all `IGNORED` where it has none."""
+    if scene.labels is None:
+        return np.full((raster.height, raster.width), IGNORED, np.uint8)
+    return read_codes(recipe.data.find_labels(scene.labels), raster, recipe)
 
 
 @contextmanager
@@ -206,7 +227,7 @@ def split(codes: NDArray[np.uint8], scene: Scene, blocks: Blocks, classes: int) 
     """What each pixel of the scene is for, (H, W)."""
     if scene.split == "blocks":
         return _split_blocks(codes, blocks, classes)
-    return np.full(codes.shape, TRAINING if scene.split == "train" else VALIDATION, np.uint8)
+    return np.full(codes.shape, _PARTS[scene.split], np.uint8)
 
 
 def training_pixels(scenes: Sequence[LabelledScene]) -> Iterator[NDArray[np.float32]]:

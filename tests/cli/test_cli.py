@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 HEAVY = ["rasterio", "torch", "pydantic", "onnxruntime", "numpy", "matplotlib", "dask"]
-COMMANDS = ["train", "distil", "evaluate", "export", "predict", "inspect", "doctor", "demo"]
+COMMANDS = ["data", "train", "distil", "evaluate", "export", "predict", "inspect", "doctor", "demo"]
 Make = Callable[..., Any]
 
 

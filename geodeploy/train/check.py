@@ -1,0 +1,232 @@
+"""What is wrong with the data of a recipe, found before a training that would take a day."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from rasterio.crs import CRS
+from rasterio.warp import transform_bounds
+
+from geodeploy.errors import GeodeployError
+from geodeploy.train.chips import list_scenes
+from geodeploy.train.data import TEST, TRAINING, VALIDATION, open_image
+from geodeploy.train.findings import ClassCount, DataReport, Finding, Findings, SceneFacts
+from geodeploy.train.look import Look, Moments, check_names, look_at
+from geodeploy.train.recipe import Recipe
+from geodeploy.train.swaps import correlation_of, profile, swap_by_others, swap_by_wavelength
+
+_SPLITS = {"train": TRAINING, "validation": VALIDATION, "test": TEST}
+_SHOWN = 5
+_GSD_RATIO = 1.25
+"""Of two sizes of pixels, beyond which it is told."""
+_OVERLAP = 0.05
+"""Share of a scene beyond which common ground is told."""
+
+
+def check_recipe(recipe: Recipe) -> DataReport:
+    """Read all data of ``recipe`` once, in stripes, and list what is or may be wrong with it.
+
+    Memory: two bytes a pixel of one scene at a time.
+    """
+    findings = Findings()
+    if not recipe.data.root.is_dir():
+        findings.say(
+            "error", "unreadable", "data.root", f"the folder {recipe.data.root} does not exist."
+        )
+        return _report(recipe, findings, [])
+    looks = list(_look_at_all(recipe, findings))
+    _compare_grids(looks, recipe, findings)
+    _compare_pixels(looks, findings)
+    _compare_ground(looks, findings)
+    _compare_bands(looks, recipe, findings)
+    _check_classes(looks, recipe, findings)
+    return _report(recipe, findings, looks)
+
+
+def _report(recipe: Recipe, findings: Sequence[Finding], looks: Sequence[Look]) -> DataReport:
+    counts = sum((look.counts for look in looks), np.zeros((4, len(recipe.classes)), np.int64))
+    ranks = ("error", "warning", "note")
+    return DataReport(
+        findings=tuple(sorted(findings, key=lambda finding: ranks.index(finding.severity))),
+        classes=tuple(
+            ClassCount(
+                value=item.value,
+                name=item.name,
+                **{split: int(counts[part, position]) for split, part in _SPLITS.items()},
+            )
+            for position, item in enumerate(recipe.classes)
+        ),
+        scenes=tuple(
+            SceneFacts(
+                where=look.where,
+                split=look.split,
+                height=look.height,
+                width=look.width,
+                crs=None if look.crs is None else look.crs.to_string(),
+                gsd_m=look.gsd_m,
+                nodata_share=1 - look.moments.count / (look.height * look.width),
+                means=tuple(float(f"{mean:.5g}") for mean in look.moments.mean)
+                if look.moments.count
+                else (),
+            )
+            for look in looks
+        ),
+    )
+
+
+def _look_at_all(recipe: Recipe, findings: Findings) -> Iterator[Look]:
+    try:
+        listed = list_scenes(recipe.data)
+    except GeodeployError as error:
+        findings.say("error", "unreadable", "", str(error))
+        listed = [(f"data.scene.{number}", scene) for number, scene in enumerate(recipe.data.scene)]
+    for place, scene in listed:
+        where = f"{place} ({scene.image.name})"
+        try:
+            with open_image(recipe.data, scene, place) as raster:
+                check_names(raster, recipe, scene, where, findings)
+                yield look_at(raster, recipe, scene, place, findings)
+        except GeodeployError as error:
+            findings.say("error", "unreadable", where, str(error))
+
+
+def _compare_grids(looks: Sequence[Look], recipe: Recipe, findings: Findings) -> None:
+    """Say where CRSs and resolutions are mixed."""
+    kinds = {
+        "without a CRS": [look for look in looks if look.crs is None],
+        "in degrees": [look for look in looks if look.crs is not None and look.crs.is_geographic],
+        "projected": [look for look in looks if look.crs is not None and not look.crs.is_geographic],
+    }
+    mixed = [f"{len(found)} {kind} ({found[0].where})" for kind, found in kinds.items() if found]
+    if len(mixed) > 1:
+        message = f"images differ in their CRS: {', '.join(mixed)}."
+        if kinds["without a CRS"]:
+            message += " Whether those without one show the same ground as others cannot be seen."
+        findings.say("warning", "crs", "", message)
+    known = sorted({look.crs.to_string() for look in looks if look.crs is not None})
+    if len(known) > 1:
+        findings.say("note", "crs", "", f"{len(known)} CRSs: {', '.join(known[:_SHOWN])}.")
+    sized = [(look.gsd_m, look.where) for look in looks if look.gsd_m is not None]
+    wanted = recipe.data.gsd_m
+    if wanted is None and sized and max(sized)[0] > min(sized)[0] * _GSD_RATIO:
+        (least, fine), (most, coarse) = min(sized), max(sized)
+        message = f"pixels are of {least:.4g} m ({fine}) to {most:.4g} m ({coarse})."
+        findings.say("note", "resolution", "", message)
+    for size, where in sized:
+        if wanted is not None and not 1 / _GSD_RATIO < size / wanted < _GSD_RATIO:
+            message = f"has pixels of {size:.4g} m; data.gsd_m is {wanted:g}."
+            findings.say("warning", "resolution", where, message)
+
+
+def _compare_pixels(looks: Sequence[Look], findings: Findings) -> None:
+    """Say which images hold the same pixels."""
+    alike: dict[str, list[Look]] = defaultdict(list)
+    for look in looks:
+        if look.digest:
+            alike[look.digest].append(look)
+    for first, *rest in alike.values():
+        for look in rest:
+            if _apart(first, look):
+                findings.say(
+                    "error",
+                    "duplicate",
+                    look.where,
+                    f"holds the same pixels as {first.where}, and the two are in different splits "
+                    f"({look.split}, {first.split}): what is scored would have been trained on.",
+                )
+            else:
+                message = f"holds the same pixels as {first.where}: they count twice."
+                findings.say("warning", "duplicate", look.where, message)
+
+
+def _apart(one: Look, other: Look) -> bool:
+    """Whether pixels of the two are for different purposes."""
+    return one.split != other.split or one.split == "blocks"
+
+
+def _compare_ground(looks: Sequence[Look], findings: Findings) -> None:
+    """Say which images of different splits show the same ground, other pixels though they hold."""
+    placed = [look for look in looks if look.crs is not None]
+    degrees = np.array([_in_degrees(look) for look in placed]).reshape(-1, 4)
+    for number, look in enumerate(placed):
+        left, bottom, right, top = degrees[number]
+        near = (
+            (degrees[:, 0] < right)
+            & (degrees[:, 2] > left)
+            & (degrees[:, 1] < top)
+            & (degrees[:, 3] > bottom)
+        )
+        for place in np.flatnonzero(near[:number]):
+            other = placed[place]
+            if not _apart(look, other) or (look.digest and look.digest == other.digest):
+                continue
+            same = look.crs == other.crs
+            share = (
+                _common(look.bounds, other.bounds) if same else _common(degrees[number], degrees[place])
+            )
+            if share > (_OVERLAP if same else 4 * _OVERLAP):  # boxes in degrees are larger than scenes
+                findings.say(
+                    "warning",
+                    "ground",
+                    look.where,
+                    f"shows ground of {other.where}, {share:.0%} of the smaller one, and the two are "
+                    f"in different splits ({look.split}, {other.split}): scores would flatter.",
+                )
+
+
+def _in_degrees(look: Look) -> tuple[float, ...]:
+    bounds: tuple[float, ...] = transform_bounds(look.crs, CRS.from_epsg(4326), *look.bounds)
+    return bounds
+
+
+def _common(one: Sequence[float], other: Sequence[float]) -> float:
+    """What two boxes share, of the smaller."""
+    across = max(min(one[2], other[2]) - max(one[0], other[0]), 0)
+    down = max(min(one[3], other[3]) - max(one[1], other[1]), 0)
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
+    return across * down / min(areas) if min(areas) > 0 else 0.0
+
+
+def _compare_bands(looks: Sequence[Look], recipe: Recipe, findings: Findings) -> None:
+    """Say where bands look swapped: by the order of their wavelengths, and against the other scenes."""
+    joined: dict[str, Moments] = {}
+    for look in looks:
+        joined.setdefault(look.place, Moments(len(recipe.data.bands))).join(look.moments)
+    spectra = {
+        place: (profile(moments.mean), correlation_of(moments.covariance))
+        for place, moments in joined.items()
+        if moments.count and (moments.covariance.diagonal() > 0).all() and (moments.mean > 0).all()
+    }
+    for place, (spectrum, correlation) in spectra.items():
+        others = [found for other, found in spectra.items() if other != place]
+        swap = swap_by_wavelength(correlation, recipe.data.bands)
+        if swap is None and len(others) > 1:
+            usual = [np.median(values, axis=0) for values in zip(*others, strict=True)]
+            swap = swap_by_others(spectrum, correlation, usual[0], usual[1])
+        if swap is not None:
+            one, other = (recipe.data.bands[number] for number in swap)
+            findings.say(
+                "warning",
+                "bands",
+                place,
+                f"bands look out of order: {one} and {other} swapped would fit better. A suspicion, "
+                "from how alike the bands are.",
+            )
+
+
+def _check_classes(looks: Sequence[Look], recipe: Recipe, findings: Findings) -> None:
+    """Say which classes no split, or not every split, has pixels of."""
+    counts = sum((look.counts for look in looks), np.zeros((4, len(recipe.classes)), np.int64))
+    if not counts[TRAINING].any() and not recipe.distillation.teachers:
+        findings.say("error", "classes", "", "no pixel to train on has a label.")
+        return
+    if not counts[VALIDATION].any():
+        message = "no pixel validates: the weights of the last step are kept, and nothing is scored."
+        findings.say("warning", "classes", "", message)
+    for position, item in enumerate(recipe.classes):
+        if not counts[TRAINING, position]:
+            message = f"no pixel to train on is {item.name}: it cannot be learned."
+            findings.say("warning", "classes", "", message)
+        elif counts[VALIDATION].any() and not counts[VALIDATION, position]:
+            message = f"no pixel that validates is {item.name}: it is not scored."
+            findings.say("warning", "classes", "", message)
