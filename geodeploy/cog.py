@@ -161,6 +161,8 @@ def make_cog(joined: Path, cog: Path, product: Product, counts: NDArray[np.int64
         OSError: it does not hold as many pixels of each value as ``counts`` (bands, 256) say.
     """
     with quiet():
+        if product.overviews == "mode":
+            _add_overviews(joined, product.nodata)
         rasterio_copy(
             joined,
             cog,
@@ -182,6 +184,60 @@ def make_cog(joined: Path, cog: Path, product: Product, counts: NDArray[np.int64
                 pass
     if (found != counts).any():
         raise OSError("what was written reads otherwise")
+
+
+def _add_overviews(joined: Path, nodata: int) -> None:
+    """Give the VRT ``joined``, of one band, the overviews that a COG of it is to have.
+
+    GDAL's own way to the most frequent value takes ten times as long. They are left to it where the
+    raster is so narrow that one would have no pixel.
+    """
+    with rasterio.open(joined) as dataset:
+        narrow, wide = sorted(dataset.shape)
+    if narrow * BLOCK < wide:
+        return
+    tree = ElementTree.parse(joined)
+    band = tree.find("VRTRasterBand")
+    assert band is not None
+    finer, number = joined, 0
+    while wide > BLOCK:
+        number, wide = number + 1, wide // 2
+        coarser = joined.with_name(f"{joined.stem}-overview-{number}.tif")
+        _halve(finer, coarser, nodata)
+        overview = ElementTree.SubElement(band, "Overview")
+        ElementTree.SubElement(overview, "SourceFilename", relativeToVRT="1").text = coarser.name
+        ElementTree.SubElement(overview, "SourceBand").text = "1"
+        finer = coarser
+    tree.write(joined, encoding="utf-8")
+
+
+def _halve(finer: Path, coarser: Path, nodata: int) -> None:
+    """Write ``finer`` at half its size, block by block; an odd last row or column is left out."""
+    with rasterio.open(finer) as source:
+        height, width = source.height // 2, source.width // 2
+        with rasterio.open(
+            coarser, "w", driver="GTiff", count=1, height=height, width=width, dtype="uint8",
+            nodata=nodata, compress="deflate", zlevel=1, tiled=True, blockxsize=BLOCK, blockysize=BLOCK,
+        ) as target:  # fmt: skip
+            for row in range(0, height, BLOCK):
+                for col in range(0, width, _COLUMNS):
+                    rows, cols = min(BLOCK, height - row), min(_COLUMNS, width - col)
+                    values = source.read(1, window=Window(2 * col, 2 * row, 2 * cols, 2 * rows))
+                    target.write(halve(values, nodata), 1, window=Window(col, row, cols, rows))
+
+
+def halve(values: NDArray[np.uint8], nodata: int) -> NDArray[np.uint8]:
+    """The most frequent of each 2 x 2 of ``values`` (2h, 2w), the first of equals, as GDAL has it.
+
+    Pixels without data do not count, unless all four are.
+    """
+    a, b, c, d = (np.ascontiguousarray(values[row::2, col::2]) for row in (0, 1) for col in (0, 1))
+    found = np.where(a != nodata, a, np.where(b != nodata, b, np.where(c != nodata, c, d)))
+    # Of two pairs the one that is whole first counts: the last to be looked at here.
+    for last, before in ((d, (a, b, c)), (c, (a, b)), (b, (a,))):
+        paired = np.logical_or.reduce([last == value for value in before])
+        found = np.where(paired & (last != nodata), last, found)
+    return found
 
 
 def _overviews(cog: Path) -> int:
