@@ -189,7 +189,7 @@ class Journal:
         """Move files of the folder, by their names, to their ``places`` beside it, in this order.
 
         They are whole, and ``facts`` are noted of them. A run that is killed before all are there has
-        made them all the same: `settle` moves what is left. The parts are removed.
+        made them all the same: `settle` moves what is left. All else in the folder is removed.
         """
         names = {name: place.name for name, place in places.items()}
         # Viewers write statistics into an .aux.xml.
@@ -200,8 +200,9 @@ class Journal:
         _move(self._output, names)
         self.finished = _moved(self.folder)
         if self._keep:
-            for file in self.folder.glob("part-*"):
-                file.unlink()
+            for file in self.folder.iterdir():
+                if file.name not in (_LIST, _LOCK):
+                    file.unlink()
         else:
             _remove(self.folder, self._lock)
 
