@@ -88,7 +88,7 @@ def _method(spec: ModelSpec, recipe: Recipe, counts: ParameterCounts, steps: int
     taught = f"Distilled from {' and '.join(teachers)}. " if teachers else ""
     return (
         f"## Method\n\nBackbone `{model.backbone}` from {_origin(spec)}; {method}; {decoder}. {taught}"
-        f"{counts}. {steps} steps of {training.batch} tiles, learning rate {training.lr:g} "
+        f"{counts}. {steps} steps of {training.windows} tiles, learning rate {training.lr:g} "
         f"({training.schedule}), seed {recipe.seed}. All settings are in `recipe.toml`."
     )
 

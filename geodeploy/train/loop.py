@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import islice, repeat
 from typing import Any
 
 import numpy as np
@@ -117,16 +117,16 @@ def fit(
         for step in range(done + 1, steps + 1):
             if training.patience and rates.stale >= training.patience:
                 break
-            batch = next(batches)
+            step_batches = list(islice(batches, training.accumulate))
             began = time.perf_counter()
-            losses.append(learner.learn(batch, step))
+            losses.append(learner.learn(step_batches, step))
             busy += time.perf_counter() - began
             if step % every == 0 or step == steps:
                 history.append(check(step))
                 # Where there is no bar, a log file for instance, a line now and then.
                 log.log(
                     logging.INFO if bar.disable else logging.DEBUG,
-                    _line(history[-1], steps, step * training.batch / busy),
+                    _line(history[-1], steps, step * training.windows / busy),
                 )
                 if validates:
                     rates.note(history[-1].miou)
@@ -143,10 +143,10 @@ def fit(
                         seconds=time.perf_counter() - start,
                         busy=busy,
                         learner=facts,
-                        sampler=batch.sampler,
+                        sampler=step_batches[-1].sampler,
                     )
                     checkpoint.write(past, tensors | prefixed(best_state, _BEST))
-            bar.set_postfix(_facts(losses, history, step * training.batch / busy), refresh=False)
+            bar.set_postfix(_facts(losses, history, step * training.windows / busy), refresh=False)
             bar.update()
     model.cpu().load_state_dict(best_state, strict=False)
     model.eval()
@@ -155,7 +155,7 @@ def fit(
         history=history,
         best=history[best],
         seconds=time.perf_counter() - start,
-        images_per_s=len(losses) * training.batch / busy,
+        images_per_s=len(losses) * training.windows / busy,
         device=learner.device,
     )
 
@@ -186,29 +186,36 @@ class Learner:
             logits: Tensor = self._model(pixels.to(self._accelerator.device))
         return logits.float()
 
-    def learn(self, batch: Batch, step: int) -> float:
-        """Take one step, which counts from 1; its loss.
+    def learn(self, batches: Sequence[Batch], step: int) -> float:
+        """Take one step, which counts from 1, by the mean of the batches' losses; that mean.
 
         Raises:
             ModelError: the loss is no number any more.
         """
-        device = self._accelerator.device
         for group, rate in zip(self._optimizer.param_groups, self.rates.at(step), strict=True):
             group["lr"] = rate
         self._model.train()
-        loss = self._loss(
-            self.forward(batch.pixels),
-            batch.codes.to(device),
-            None if batch.taught is None else batch.taught.to(device),
-        )
-        found = _finite(loss.item(), step)
-        self._accelerator.backward(loss + self._ranks.penalty() if self._ranks else loss)
+        found = 0.0
+        for batch in batches:
+            loss = self._loss_of(batch)
+            found += _finite(loss.item(), step) / len(batches)
+            if self._ranks:
+                loss = loss + self._ranks.penalty()
+            self._accelerator.backward(loss / len(batches))
         self._accelerator.clip_grad_norm_(self._model.parameters(), self._clip)
         self._optimizer.step()
         if self._ranks:
             self._ranks.allocate(step)
         self._optimizer.zero_grad()
         return found
+
+    def _loss_of(self, batch: Batch) -> Tensor:
+        device = self._accelerator.device
+        return self._loss(
+            self.forward(batch.pixels),
+            batch.codes.to(device),
+            None if batch.taught is None else batch.taught.to(device),
+        )
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """All that the next step depends on: what goes into JSON, and tensors by name."""
@@ -278,7 +285,7 @@ def count_steps(training: Training, scenes: Sequence[LabelledScene], tile: int) 
         return training.steps
     pixels = sum(int((scene.part == TRAINING).sum()) for scene in scenes)
     windows = max(pixels / tile**2, 1)
-    return max(math.ceil((training.epochs or 1) * windows / training.batch), 1)
+    return max(math.ceil((training.epochs or 1) * windows / training.windows), 1)
 
 
 def build_optimizer(model: TunedModel, recipe: Recipe) -> torch.optim.AdamW:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -83,7 +84,13 @@ class TunedModel(nn.Module):
 def assemble(
     recipe: Recipe, backbone: Backbone, *, mean: Sequence[float], std: Sequence[float]
 ) -> TunedModel:
-    """The network of ``recipe`` around ``backbone``, ready to be tuned by the recipe's method."""
+    """The network of ``recipe`` around ``backbone``, ready to be tuned by the recipe's method.
+
+    Raises:
+        RecipeError: the method, the decoder or ``training.checkpointing`` does not fit the backbone.
+    """
+    if recipe.training.checkpointing:
+        _recompute_blocks(backbone.encoder)
     return TunedModel(
         apply_method(backbone, recipe.method),
         build_decoder(recipe, backbone.taps),
@@ -92,6 +99,15 @@ def assemble(
         std=std,
         scaling=recipe.model.scaling,
     )
+
+
+def _recompute_blocks(encoder: nn.Module) -> None:
+    if not isinstance(encoder, VisionTransformer):
+        raise RecipeError(
+            "training.checkpointing: computes the blocks of a vision transformer again, and "
+            f"{type(encoder).__name__} has none; take false."
+        )
+    encoder.set_grad_checkpointing()
 
 
 def build_decoder(recipe: Recipe, taps: Taps) -> nn.Module:

@@ -290,12 +290,19 @@ class Training(_Table):
     """How the weights are found."""
 
     steps: PositiveInt | None = None
-    """Batches to train on; give this or ``epochs``."""
+    """Changes of the weights, each after ``accumulate`` batches; give this or ``epochs``."""
     epochs: PositiveFloat | None = None
     """Times the training area is seen, counted in windows of one tile."""
     validate_every: PositiveInt | None = None
     """Steps from one validation to the next; None validates eight times."""
     batch: PositiveInt = 4
+    """Windows that go through the network together."""
+    accumulate: PositiveInt = 1
+    """Batches to one step, which takes the mean of their gradients: a larger batch in the memory of
+    one. Normalisation over the batch, and losses over regions such as Dice, see one at a time."""
+    checkpointing: bool = False
+    """Whether a vision transformer keeps what goes into each block alone, and computes the block again
+    for its gradients: less memory for more time, and the same weights."""
     lr: PositiveFloat = 8e-4
     """Highest learning rate. Adapters want 5 to 20 times that of full tuning."""
     lr_head: PositiveFloat | None = None
@@ -333,6 +340,11 @@ class Training(_Table):
         if self.cross_entropy + self.dice + self.focal + self.lovasz == 0:
             raise ValueError("cross_entropy, dice, focal and lovasz are all 0: nothing to learn from")
         return self
+
+    @property
+    def windows(self) -> int:
+        """That a step learns from."""
+        return self.batch * self.accumulate
 
 
 class Clouds(_Table):

@@ -112,7 +112,7 @@ def test_what_moves_is_what_is_declared_trainable_and_nothing_else(
         both = (*model.named_parameters(), *model.named_buffers())
         before = {name: value.detach().clone() for name, value in both}
         for step in range(1, STEPS + 1):
-            learner.learn(next(batches), step)
+            learner.learn([next(batches)], step)
     declared = {name for name, value in model.named_parameters() if value.requires_grad}
     found = moved(before, model)
     # The cosine ends at a learning rate of zero, but only at the last step.

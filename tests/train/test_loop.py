@@ -39,6 +39,8 @@ def test_epochs_count_windows_of_the_training_area(recipe_file: Path) -> None:
     with open_scenes(load_recipe(recipe_file)) as scenes:
         pixels = int((scenes[0].part == TRAINING).sum())
         assert count_steps(Training(epochs=3, batch=2), scenes, 32) == math.ceil(3 * pixels / 32**2 / 2)
+        twice = Training(epochs=3, batch=2, accumulate=2)
+        assert count_steps(twice, scenes, 32) == math.ceil(3 * pixels / 32**2 / 4)
         assert count_steps(Training(steps=7), scenes, 32) == 7
 
 
