@@ -1,5 +1,7 @@
 """The model card of a RUN: what it is, how well it does, how to use it."""
 
+from collections.abc import Mapping
+
 from geodeploy.scores import Scores
 from geodeploy.spec import ModelSpec
 from geodeploy.train.method_options import Adapter
@@ -16,6 +18,7 @@ def model_card(
     counts: ParameterCounts,
     scores: Scores | None,
     *,
+    held_out: Mapping[str, Scores],
     steps: int,
     pyramid: bool = False,
 ) -> str:
@@ -26,7 +29,7 @@ def model_card(
         _input(spec),
         "## Data\n\n" + (spec.trained_on or "Not described in the recipe.") + f"\n\n{_splits(recipe)}",
         _method(spec, recipe, counts, steps, pyramid),
-        _results(scores),
+        _results(scores) + _held_out(held_out),
         _use(spec, recipe),
         _licence(spec),
     ]
@@ -107,6 +110,13 @@ def _results(scores: Scores | None) -> str:
         "so they flatter: score on a scene of its own before relying on them.\n\n"
         f"```\n{scores}\n```"
     )
+
+
+def _held_out(scores: Mapping[str, Scores]) -> str:
+    if not scores:
+        return ""
+    parts = [f"`{region}`:\n\n```\n{found}\n```" for region, found in scores.items()]
+    return "\n\n### Held out\n\nNothing was trained on, or chosen by, these.\n\n" + "\n\n".join(parts)
 
 
 def _use(spec: ModelSpec, recipe: Recipe) -> str:

@@ -55,6 +55,8 @@ class LabelledScene:
     """In the draw of windows; None for its pixels to learn from."""
     taught: NDArray[np.uint8] | None = None
     """(K, H, W): what the teachers say of each pixel, 255 being certain; all 0 where it has no data."""
+    region: str = ""
+    """What its scores are reported under if it is held out: its image, or the folder of its chips."""
 
     def count(self, part: int) -> int:
         """Labelled pixels of that part."""
@@ -106,8 +108,6 @@ def open_scenes(recipe: Recipe) -> Iterator[list[LabelledScene]]:
         scenes = []
         listed = list_scenes(recipe.data)
         for place, scene in listed:
-            if scene.split == "test":
-                continue
             if scene.labels is None and not taught:
                 log.info("%s (%s) has no labels: left out, it takes a teacher.", place, scene.image)
                 continue
@@ -132,7 +132,10 @@ def _open_scene(
         check_units(raster, recipe.data, place)
         codes = scene_codes(scene, raster, recipe)
         part = split(codes, scene, recipe.data.blocks, len(recipe.classes))
-        yield LabelledScene(raster, codes, part, scene.weight)
+        region = str(scene.image)
+        if place.startswith("data.chips"):
+            region = str((recipe.data.chips or ())[int(place.rpartition(".")[2])].images)
+        yield LabelledScene(raster, codes, part, scene.weight, region=region)
 
 
 @contextmanager
@@ -233,6 +236,8 @@ def split(codes: NDArray[np.uint8], scene: Scene, blocks: Blocks, classes: int) 
 def training_pixels(scenes: Sequence[LabelledScene]) -> Iterator[NDArray[np.float32]]:
     """The valid training pixels (C, n) of all scenes, labelled or not, stripe by stripe."""
     for scene in scenes:
+        if not (scene.part == TRAINING).any():
+            continue
         for window in scene.raster.stripes():
             pixels, valid = scene.raster.read_pixels(window)
             yield pixels[:, valid & (scene.part[window.toslices()] == TRAINING)]

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
@@ -14,6 +16,18 @@ from geodeploy.labels import IGNORED
 from geodeploy.pictures import add_legend, coloured, true_colour
 from geodeploy.spec import NODATA, ModelSpec, SegmentationClass
 from geodeploy.train.validation import Checkup
+
+SHOWN = 24
+"""Scenes in the picture of the split."""
+_SIDE = 300
+"""Pixels along the longer side of one of them."""
+_PART_COLORS = {
+    "not used": "#ebebeb",
+    "training": "#4477aa",
+    "validation": "#ee6677",
+    "test": "#ccbb44",
+}
+"""In the order of `geodeploy.train.data`."""
 
 
 def draw_curves(
@@ -89,6 +103,38 @@ def draw_predictions(
         axis.set_title(title)
     names = [item.name for item in spec.classes]
     add_legend(figure, spec.classes, names, other="no label" if (labels == IGNORED).any() else None)
+    figure.savefig(path, dpi=90)
+
+
+def draw_split(
+    path: Path, areas: Sequence[tuple[str, NDArray[np.uint8], NDArray[np.bool_]]], *, of: int
+) -> None:
+    """Write what each pixel of the first scenes is for, as PNG.
+
+    ``areas`` are the scenes' names, parts (H, W) and which pixels have a label, ``of`` the number of
+    all scenes. Pixels without a label are pale.
+    """
+    columns = min(len(areas), 4)
+    rows = -(-len(areas) // columns)
+    figure = Figure(figsize=(3 * columns, 3.2 * rows + 0.6), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    table = np.array([to_rgb(color) for color in _PART_COLORS.values()])
+    for axis, (name, part, labelled) in zip(axes, areas, strict=False):
+        step = max(1, -(-max(part.shape) // _SIDE))
+        seen = np.s_[::step, ::step]
+        shown = table[part[seen]]
+        axis.imshow(np.where(labelled[seen][..., np.newaxis], shown, 0.7 + 0.3 * shown))
+        axis.set_title(name, fontsize="small")
+    for axis in axes:
+        axis.set_axis_off()
+    if of > len(areas):
+        figure.suptitle(f"{len(areas)} of {of} scenes")
+    figure.legend(
+        handles=[Patch(facecolor=color, label=name) for name, color in _PART_COLORS.items()],
+        loc="outside lower center",
+        ncols=len(_PART_COLORS),
+        frameon=False,
+    )
     figure.savefig(path, dpi=90)
 
 

@@ -61,8 +61,8 @@ class Scene(_Table):
     """Its part in the windows drawn, in proportion to the others'; None goes by its pixels to learn
     from. Given for all scenes that train or for none."""
     split: Split = "blocks"
-    """The whole scene for one purpose, or blocks of it to train and to validate on. The training never
-    looks at what is for the test."""
+    """The whole scene for one purpose, or blocks of it to train and to validate on. What is for the
+    test is scored once, when the weights are chosen, and reported apart."""
 
 
 class Chips(_Table):

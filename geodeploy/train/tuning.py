@@ -27,7 +27,7 @@ from geodeploy.train.loop import Fit, fit
 from geodeploy.train.method_options import Adapter
 from geodeploy.train.methods import ParameterCounts
 from geodeploy.train.model import TunedModel, assemble
-from geodeploy.train.pictures import draw_curves, draw_predictions
+from geodeploy.train.pictures import SHOWN, draw_curves, draw_predictions, draw_split
 from geodeploy.train.recipe import Recipe, Statistics, load_recipe
 from geodeploy.train.run import (
     SPEC,
@@ -38,7 +38,7 @@ from geodeploy.train.run import (
 )
 from geodeploy.train.seen import compute_seen
 from geodeploy.train.teaching import check_teachers, teach
-from geodeploy.train.validation import Checkup
+from geodeploy.train.validation import Checkup, score_held_out
 from geodeploy.writer import check_new_folder
 
 log = logging.getLogger(__name__)
@@ -54,6 +54,8 @@ class Metrics(BaseModel):
 
     scores: Scores | None
     """Of the weights kept, on the validation area; None without one."""
+    held_out: dict[str, Scores] = {}
+    """Of the weights kept, on each region with ``split = "test"``: nothing was chosen by them."""
     best_step: int
     steps: int
     """Run in all."""
@@ -84,8 +86,9 @@ class TrainReport(BaseModel):
     def __str__(self) -> str:
         found = self.metrics
         scores = str(found.scores) if found.scores else "No validation pixels: not scored."
+        held_out = "".join(f"\nHeld out, {name}:\n{found}" for name, found in found.held_out.items())
         return (
-            f"{scores}\n"
+            f"{scores}{held_out}\n"
             f"{found.trainable_parameters:,} of {found.parameters:,} parameters trained "
             f"({found.trainable_backbone_parameters:,} in the backbone, "
             f"{found.trainable_head_parameters:,} in the decoder)\n"
@@ -154,11 +157,13 @@ def tune_recipe(
         counts = model.counts()
         log.info("%s", counts)
         result = fit(model, taught, recipe, progress=progress, checkpoint=checkpoint)
+        held_out = score_held_out(model, scenes, recipe, mean=mean, device=result.device)
         if isinstance(recipe.method, Adapter) and recipe.method.changes_base:
             model.backbone = as_plain_lora(model.backbone, recipe.method, start, initial)
         tiles = sample_tiles(scenes, recipe, mean, _TILES)
+        areas = [(scene.raster.name, scene.part, scene.codes != IGNORED) for scene in scenes[:SHOWN]]
     spec = describe(recipe, statistics, seen, backbone)
-    metrics = _measure(result, counts, recipe)
+    metrics = _measure(result, counts, recipe, held_out)
     with new_run(output) as folder:
         save_weights(folder, model, recipe, start)
         save_recipe(folder, recipe)
@@ -166,12 +171,14 @@ def tune_recipe(
         (folder / SPEC).write_text(spec.to_json() + "\n", encoding="utf-8")
         (folder / "metrics.json").write_text(metrics.model_dump_json(indent=1) + "\n")
         draw_curves(folder / "curves.png", result.losses, result.history, result.best.step, spec)
+        draw_split(folder / "split.png", areas, of=len(scenes))
         _draw_tiles(folder / "predictions.png", model, tiles, spec)
         card = model_card(
             spec,
             recipe,
             counts,
             metrics.scores,
+            held_out=held_out,
             steps=metrics.steps,
             pyramid=model.taps.pyramid,
         )
@@ -238,9 +245,12 @@ def _copy_start(recipe: Recipe, backbone: Backbone) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in backbone.encoder.state_dict().items()}
 
 
-def _measure(result: Fit, counts: ParameterCounts, recipe: Recipe) -> Metrics:
+def _measure(
+    result: Fit, counts: ParameterCounts, recipe: Recipe, held_out: dict[str, Scores]
+) -> Metrics:
     return Metrics(
         scores=result.best.scores,
+        held_out=held_out,
         best_step=result.best.step,
         steps=len(result.losses),
         trainable_parameters=counts.trainable,

@@ -8,12 +8,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor
+from torch import Tensor, nn
 
 from geodeploy.labels import IGNORED
 from geodeploy.scores import Scores, confusion_matrix
 from geodeploy.spec import SegmentationClass
-from geodeploy.train.data import VALIDATION, LabelledScene, LabelledTile, labelled_places, read_tile
+from geodeploy.train.data import (
+    TEST,
+    VALIDATION,
+    LabelledScene,
+    LabelledTile,
+    labelled_places,
+    read_tile,
+)
+from geodeploy.train.recipe import Recipe
 
 
 class Checkup(BaseModel):
@@ -44,8 +52,9 @@ def validate(
     overlap: int,
     batch: int,
     mean: NDArray[np.float32],
+    part: int = VALIDATION,
 ) -> Scores:
-    """The scores of ``forward`` over the validation area of all scenes, in one confusion matrix.
+    """The scores of ``forward`` over one ``part`` of all scenes, in one confusion matrix.
 
     Tiles stand at the grid's places and are cut in the middle of their overlap, without blending: quick
     to run, and close below what predict reaches.
@@ -55,8 +64,8 @@ def validate(
     for scene in scenes:
         predicted = np.full(scene.codes.shape, IGNORED, np.uint8)
         codes = np.full(scene.codes.shape, IGNORED, np.uint8)
-        places = labelled_places(scene, tile, overlap, part=VALIDATION)
-        tiles = (read_tile(scene, place, tile, mean, part=VALIDATION) for place in places)
+        places = labelled_places(scene, tile, overlap, part=part)
+        tiles = (read_tile(scene, place, tile, mean, part=part) for place in places)
         for group in _batched(tiles, batch):
             pixels_BCHW = torch.from_numpy(np.stack([item.pixels for item in group]))
             positions_BHW = forward(pixels_BCHW).argmax(dim=1).to(torch.uint8).cpu().numpy()
@@ -68,8 +77,48 @@ def validate(
             known = truth != IGNORED
             scored += int(known.sum())
             counts += confusion_matrix(truth[known], guess[known], len(classes))
-    area = sum(int((scene.part == VALIDATION).sum()) for scene in scenes)
+    area = sum(int((scene.part == part).sum()) for scene in scenes)
     return Scores.from_confusion(counts, classes, ignored=area - scored)
+
+
+def score_held_out(
+    model: nn.Module,
+    scenes: Sequence[LabelledScene],
+    recipe: Recipe,
+    *,
+    mean: NDArray[np.float32],
+    device: str,
+) -> dict[str, Scores]:
+    """The scores of ``model`` on each region that is for the test, by its name; computed on ``device``.
+
+    The model comes back on the CPU, in eval mode.
+    """
+    regions: dict[str, list[LabelledScene]] = {}
+    for scene in scenes:
+        if scene.count(TEST):
+            regions.setdefault(scene.region, []).append(scene)
+    model.eval().to(device if regions else "cpu")
+
+    def forward(pixels: Tensor) -> Tensor:
+        logits: Tensor = model(pixels.to(device))
+        return logits
+
+    with torch.inference_mode():
+        found = {
+            region: validate(
+                forward,
+                members,
+                recipe.classes,
+                tile=recipe.model.tile,
+                overlap=recipe.model.overlap,
+                batch=recipe.training.batch,
+                mean=mean,
+                part=TEST,
+            )
+            for region, members in regions.items()
+        }
+    model.cpu()
+    return found
 
 
 def _keep_inner(

@@ -15,7 +15,7 @@ from rasterio.windows import Window
 from geodeploy.errors import GeodeployError, LabelError, RecipeError, SourceError
 from geodeploy.train import data
 from geodeploy.train.augment import training_batches
-from geodeploy.train.data import TRAINING, VALIDATION, open_scenes
+from geodeploy.train.data import TEST, TRAINING, VALIDATION, open_scenes
 from geodeploy.train.recipe import load_recipe, recipe_text
 
 NAMES = ["a", "b", "east/c", "east/d"]
@@ -54,7 +54,7 @@ def folder(recipe_file: Path, tmp_path: Path) -> Path:
 def opened(folder: Path, *overrides: str) -> dict[str, tuple[str, np.ndarray]]:
     """The part and the codes of each chip, by its name."""
     with open_scenes(load_recipe(folder / "chips.toml", overrides)) as scenes:
-        parts = {TRAINING: "train", VALIDATION: "validation"}
+        parts = {TRAINING: "train", VALIDATION: "validation", TEST: "test"}
         return {scene.raster.name: (parts[scene.part.max()], scene.codes) for scene in scenes}
 
 
@@ -76,17 +76,14 @@ def test_images_and_labels_may_share_a_folder(folder: Path) -> None:
     assert list(found) == ["a.tif", "b.tif", "c.tif", "d.tif"]
 
 
-def test_lists_say_what_each_chip_is_for_and_the_training_never_opens_the_test(
-    folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_lists_say_what_each_chip_is_for(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     (folder / "train.txt").write_text("east/d.tif\n\na\n")
     (folder / "val.txt").write_text("east/c\n")
     (folder / "test.txt").write_text("b")
-    (folder / "images/b.tif").write_text("not looked at")
     lists = ["train", "validation", "test"]
     files = [f"data.chips.0.{split}={split[:5].replace('valid', 'val')}.txt" for split in lists]
     found = {name: part for name, (part, _) in opened(folder, *files).items()}
-    assert found == {"a.tif": "train", "d.tif": "train", "c.tif": "validation"}
+    assert found == {"a.tif": "train", "b.tif": "test", "c.tif": "validation", "d.tif": "train"}
     with caplog.at_level(logging.WARNING):
         opened(folder, *files[:2])
     assert "1 chip in no list (b): left out" in caplog.text

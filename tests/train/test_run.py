@@ -34,7 +34,7 @@ def broken(run: Path, folder: Path) -> Path:
 def test_a_run_has_just_the_files_that_its_method_needs(tune: Tune) -> None:
     always = {
         "head.safetensors", "backbone.safetensors", "spec.json", "recipe.toml", "metrics.json",
-        "curves.png", "predictions.png", "README.md", "tiles.npz",
+        "curves.png", "predictions.png", "split.png", "README.md", "tiles.npz",
     }  # fmt: skip
     adapter = {"adapter_model.safetensors", "adapter_config.json"}
     assert {path.name for path in tune(*METHODS[:1]).iterdir()} == always | adapter
