@@ -52,10 +52,10 @@ def verify(run: Path | str, model: Path | str) -> "ParityReport":
     """Compare ``model`` with the tuned one in ``run``, on the real tiles that the RUN keeps.
 
     Raises:
-        ParityError: it lies outside the tolerances; the message says where and how far.
+        ParityError: it lies outside the tolerances; the message says how far, and from which layer on.
     """
     _needs_the_extra()
-    from geodeploy.export.parity import verify_model
+    from geodeploy.export.proof import verify_model
 
     return verify_model(Path(run), Path(model))
 

@@ -3,31 +3,27 @@
 import logging
 import shutil
 import tempfile
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
-import torch
 from torch import nn
 
 from geodeploy.errors import OutputError, ParityError, RecipeError
 from geodeploy.export import triton
-from geodeploy.export.deepness import DeepnessModel, deepness_metadata, deepness_spec, stretch
+from geodeploy.export.deepness import deepness_metadata, deepness_spec, stretch
 from geodeploy.export.item import write_model_item
 from geodeploy.export.merge import merge_checked
 from geodeploy.export.options import ExportOptions
-from geodeploy.export.parity import ParityReport, report_on
-from geodeploy.export.program import trace, write_program
+from geodeploy.export.parity import ParityReport
+from geodeploy.export.program import onnx_program, trace, write_program
+from geodeploy.export.proof import as_told, prove
 from geodeploy.item import item_path
 from geodeploy.spec import METADATA_KEY, ModelSpec, Parity
 from geodeploy.train.run import Run, load_run
 from geodeploy.writer import check_new_folder, check_output
 
 log = logging.getLogger(__name__)
-
-OPSET = 20
-"""Attention stays in plain parts, which every runtime has; LayerNormalization and Gelu are whole."""
 
 
 def export_run(run: Path, output: Path, *, overwrite: bool, options: ExportOptions) -> ParityReport:
@@ -71,16 +67,17 @@ def _write_proved(
         program = trace(merged, spec)
         write_program(program, spec, draft)
     else:
-        write_onnx(DeepnessModel(merged, spec) if options.profile else merged, spec, draft)
+        write_onnx(as_told(merged, spec), spec, draft)
     log.info("Comparing it with the tuned model on %d real tiles ...", len(pixels))
-    report = report_on(tuned.model, tuned.spec, draft, pixels, labels, merged_max_abs_diff=merged_diff)
+    report = prove(tuned, merged, draft, merged_max_abs_diff=merged_diff)
     if report.problem:
         refusal = output.with_suffix(".refused.json")
         parity_path(draft).write_text(report.to_json())
         parity_path(draft).replace(refusal)
+        drift = f" {report.first_drift}." if report.first_drift else ""
         raise ParityError(
-            f"The exported model differs from the tuned one: {report.problem}. It was not written; "
-            f"{refusal} says more."
+            f"The exported model differs from the tuned one: {report.problem}.{drift} It was not "
+            f"written; {refusal} says more."
         )
     parity_path(draft).write_text(report.to_json())
     parity = Parity(
@@ -134,22 +131,7 @@ def _replace_folder(new: Path, output: Path, aside: Path) -> None:
 
 def write_onnx(model: nn.Module, spec: ModelSpec, path: Path) -> None:
     """Trace ``model`` into ``path``: ``pixels`` to outputs, any batch, fixed tile, spec inside."""
-    # A batch of two: the exporter takes a size of one for a constant.
-    example = torch.zeros(2, len(spec.bands), spec.tile, spec.tile)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter's own code, nothing that we could change
-        program = torch.onnx.export(
-            model,
-            (example,),
-            dynamo=True,
-            opset_version=OPSET,
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            input_names=["pixels"],
-            output_names=[spec.output],
-            verbose=False,
-        )
-    assert program is not None
-    program.save(str(path), external_data=False)
+    onnx_program(model, spec).save(str(path), external_data=False)
     describe(path, spec)
 
 

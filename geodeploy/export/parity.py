@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from geodeploy.errors import ModelError, ParityError
+from geodeploy.export.drift import Drift
 from geodeploy.export.program import read_program
 from geodeploy.labels import IGNORED, class_positions, ignored_values
 from geodeploy.runtime import Session
@@ -21,7 +22,6 @@ from geodeploy.runtime.openvino import OpenVinoSession
 from geodeploy.scores import Scores, confusion_matrix
 from geodeploy.spec import ModelSpec
 from geodeploy.train.model import TunedModel
-from geodeploy.train.run import load_run
 from geodeploy.train.weights import file_sha256
 
 _BATCH = 4
@@ -69,10 +69,13 @@ class OtherRuntime(BaseModel):
     """Why nothing runs the model in it."""
     exported: Comparison | None
     """Against the unmerged model in PyTorch, fp32; None if it could not be run."""
+    first_drift: Drift | None = None
+    """Where there is a problem, and the layer could be told."""
 
     def __str__(self) -> str:
         if self.problem:
-            return f"not on {self.runtime}: {self.problem}"
+            drift = f" ({self.first_drift})" if self.first_drift else ""
+            return f"not on {self.runtime}: {self.problem}{drift}"
         assert self.exported is not None
         return f"on {self.runtime} {self.exported}"
 
@@ -90,6 +93,8 @@ class ParityReport(BaseModel):
     released: bool
     """Whether all tolerances hold."""
     problem: str | None
+    first_drift: Drift | None = None
+    """Where there is a problem, and the layer could be told."""
     merged_max_abs_diff: float | None
     """Between the logits of the merged and the unmerged model, both in PyTorch."""
     exported: Comparison
@@ -193,21 +198,6 @@ def logits_of(model: torch.nn.Module | Session, pixels: NDArray[np.float32]) -> 
         else:
             parts.append(model.run(batch))
     return np.concatenate(parts)
-
-
-def verify_model(run: Path, model: Path) -> ParityReport:
-    """See `geodeploy.export.verify`."""
-    tuned = load_run(run)
-    report = report_on(tuned.model, tuned.spec, model, tuned.tiles.pixels, tuned.tiles.labels)
-    proved: tuple[str, ...] = (report.runtime.partition(" ")[0],)
-    if model.suffix != ".pt2" and (parity := read_onnx(model).spec.parity):
-        proved = parity.runtimes
-    problems = {report.runtime: report.problem}
-    problems |= {item.runtime: item.problem for item in report.other_runtimes}
-    for runtime, problem in problems.items():
-        if problem and runtime.partition(" ")[0] in proved:
-            raise ParityError(f"{model} is not the model of {run} in {runtime}: {problem}.")
-    return report
 
 
 def report_on(

@@ -1,4 +1,4 @@
-"""A model as a program of `torch.export`: the file that PyTorch runs without our code."""
+"""A model as a program of `torch.export`, which PyTorch runs without our code, or ONNX is made of."""
 
 import io
 import warnings
@@ -14,12 +14,16 @@ SPEC_FILE = f"{METADATA_KEY}.json"
 """The name of the spec among the file's extra files."""
 
 
+OPSET = 20
+"""Attention stays in plain parts, which every runtime has; LayerNormalization and Gelu are whole."""
+
+
+_DYNAMIC = ({0: torch.export.Dim("batch")},)
+
+
 def trace(model: nn.Module, spec: ModelSpec) -> ExportedProgram:
     """``model`` from pixels to logits, any batch, fixed tile."""
-    example = torch.zeros(2, len(spec.bands), spec.tile, spec.tile)
-    program = torch.export.export(
-        model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False
-    )
+    program = torch.export.export(model, (_example(spec),), dynamic_shapes=_DYNAMIC, strict=False)
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of our source code
     program.example_inputs = None  # it would be the one pickle in the file
@@ -35,8 +39,31 @@ def write_program(program: ExportedProgram, spec: ModelSpec, path: Path) -> None
     path.write_bytes(archive.getvalue())
 
 
+def onnx_program(model: nn.Module, spec: ModelSpec) -> torch.onnx.ONNXProgram:
+    """``model`` in ONNX, from ``pixels`` to outputs, any batch, fixed tile, and what it was made of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter's own code, nothing that we could change
+        program = torch.onnx.export(
+            model,
+            (_example(spec),),
+            dynamo=True,
+            opset_version=OPSET,
+            dynamic_shapes=_DYNAMIC,
+            input_names=["pixels"],
+            output_names=[spec.output],
+            verbose=False,
+        )
+    assert program is not None
+    return program
+
+
 def read_program(path: Path) -> nn.Module:
     """The module in ``path``, which takes and gives what the tuned model does."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return torch.export.load(path).module()
+
+
+def _example(spec: ModelSpec) -> torch.Tensor:
+    # A batch of two: the exporter takes a size of one for a constant.
+    return torch.zeros(2, len(spec.bands), spec.tile, spec.tile)

@@ -38,7 +38,7 @@ class OpenVinoSession:
         version = ov.__version__.partition("-")[0]
         threads = threads or usable_cores()
         try:
-            graph = _read(file.path)
+            graph = read_graph(file.path)
         except Exception as error:  # OpenVINO's errors share no base but Exception
             raise ModelError(
                 f"{file.path} is not an ONNX model that OpenVINO {version} can load "
@@ -109,7 +109,8 @@ def import_openvino() -> Any:
     return openvino
 
 
-def _read(model: Path) -> Any:
+def read_graph(model: Path) -> Any:
+    """The ONNX file ``model`` as OpenVINO's graph."""
     # By its path: of bytes OpenVINO would read external weights from anywhere, and not only ONNX.
     from openvino.frontend import FrontEndManager
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,10 @@ from peft import PeftModel
 
 from geodeploy.errors import OutputError, ParityError
 from geodeploy.export import export, verify
+from geodeploy.export.drift import Reference, first_drift, reference_values
 from geodeploy.export.merge import merge
 from geodeploy.runtime import open_session
+from geodeploy.runtime.graph import read_onnx
 from geodeploy.spec import METADATA_KEY, ModelSpec
 from geodeploy.train.model import TunedModel
 from geodeploy.train.run import load_run
@@ -227,6 +230,79 @@ def test_a_planted_fault_is_refused(
         verify(run, tmp_path / "faulty.onnx")
 
 
+@pytest.fixture(scope="module")
+def judge(exported: tuple[Path, Path]) -> tuple[Reference, NDArray[np.float32]]:
+    """What PyTorch computes of two real tiles, layer by layer, and the tiles."""
+    tuned = load_run(exported[0])
+    tiles = tuned.tiles.pixels[:2]
+    return reference_values(merge(tuned.model), tuned.spec, tiles), tiles
+
+
+def lying(place: int) -> Callable[[onnx.ModelProto], None]:
+    """The square weight of the attention at ``place`` lies on its side."""
+
+    def plant(graph: onnx.ModelProto) -> None:
+        square = [
+            (name, value)
+            for name, value in _initialisers(graph).items()
+            if value.ndim == 2 and value.shape[0] == value.shape[1] > 1
+        ]
+        _replace(graph, square[place][0], square[place][1].T)
+
+    return plant
+
+
+def a_little_more(graph: onnx.ModelProto) -> None:
+    """The last convolution's weights are a thousandth too large: no class moves."""
+    node = graph.graph.node[-1]
+    _replace(graph, node.input[1], _initialisers(graph)[node.input[1]] * np.float32(1.001))
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize(
+    ("plant", "value", "module"),
+    [
+        (wrong_scale, None, "TunedModel"),
+        (swapped_bands, "conv2d", "backbone.patch_embed.proj"),
+        (lying(0), "linear_1", "backbone.blocks.0.attn.proj"),
+        (lying(1), "linear_5", "backbone.blocks.1.attn.proj"),
+        (a_little_more, "logits", "decoder"),
+    ],
+)
+def test_the_first_layer_that_drifts_is_named(
+    exported: tuple[Path, Path],
+    judge: tuple[Reference, NDArray[np.float32]],
+    plant: Callable[[onnx.ModelProto], None],
+    value: str | None,
+    module: str,
+    runtime: str,
+) -> None:
+    pytest.importorskip(runtime, reason=f"needs {runtime}: pip install 'geodeploy-eo[cpu]'")
+    sound = read_onnx(exported[1])
+    assert first_drift(judge[0], sound, judge[1], runtime=runtime, tolerance=1e-4) is None
+    graph = onnx.load(exported[1])
+    plant(graph)
+    faulty = replace(sound, content=graph.SerializeToString())
+    found = first_drift(judge[0], faulty, judge[1], runtime=runtime, tolerance=1e-4)
+    assert found is not None
+    assert found.module.startswith(module), found
+    assert value in (None, found.value)
+    assert found.relative_diff is not None
+    assert found.relative_diff > 1e-4
+
+
+def test_a_number_that_is_none_is_named_too(
+    exported: tuple[Path, Path], judge: tuple[Reference, NDArray[np.float32]]
+) -> None:
+    graph = onnx.load(exported[1])
+    not_a_number(graph)
+    faulty = replace(read_onnx(exported[1]), content=graph.SerializeToString())
+    found = first_drift(judge[0], faulty, judge[1], tolerance=1e-4)
+    assert found is not None
+    assert found.relative_diff is None
+    assert "NaN" in str(found)
+
+
 def test_a_fault_in_the_export_itself_releases_nothing(
     tune: Tune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,10 +317,12 @@ def test_a_fault_in_the_export_itself_releases_nothing(
         onnx.save(graph, path)
 
     monkeypatch.setattr(export_module, "write_onnx", faulty)
-    with pytest.raises(ParityError, match="was not written"):
+    with pytest.raises(ParityError, match=r"made of backbone\.patch_embed\.proj.* It was not written"):
         export(tune(), tmp_path / "model.onnx")
     assert [item.name for item in tmp_path.iterdir()] == ["model.refused.json"]
-    assert json.loads((tmp_path / "model.refused.json").read_text())["released"] is False
+    refused = json.loads((tmp_path / "model.refused.json").read_text())
+    assert refused["released"] is False
+    assert refused["first_drift"]["module"] == "backbone.patch_embed.proj"
 
 
 def test_a_merge_gone_wrong_is_refused(

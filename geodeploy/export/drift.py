@@ -1,0 +1,164 @@
+"""Where an exported graph leaves the model that it was made of: the first of its values that drifts."""
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from geodeploy.export.program import onnx_program
+from geodeploy.runtime.graph import OnnxFile, to_graph
+from geodeploy.runtime.onnx import import_onnxruntime
+from geodeploy.runtime.openvino import import_openvino, read_graph
+from geodeploy.spec import ModelSpec
+
+Arrays = dict[str, NDArray[np.float32]]
+
+
+class Drift(BaseModel):
+    """The first value of a graph that is not what PyTorch computes; all before it are."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    value: str
+    """Its name in the graph."""
+    node: str
+    """Type and name of the node that gives it."""
+    module: str
+    """The part of the PyTorch model that it was made of: its name there, or the kind of the whole."""
+    relative_diff: float | None
+    """Its largest difference over the reference's largest number; None where it has none."""
+
+    def __str__(self) -> str:
+        far = (
+            "of another shape, NaN or infinite"
+            if self.relative_diff is None
+            else f"by {self.relative_diff:.2g}"
+        )
+        return (
+            f"{self.value} ({self.node}), made of {self.module}, is the first value that drifts: {far}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What PyTorch computes between pixels and outputs, by the names that the graph has for it."""
+
+    arrays: Arrays
+    modules: Mapping[str, str]
+
+
+def reference_values(model: nn.Module, spec: ModelSpec, pixels: NDArray[np.float32]) -> Reference:
+    """All that ``model`` computes of ``pixels`` (B, C, tile, tile), in the spec's units."""
+    program = onnx_program(model, spec).exported_program
+    assert program is not None
+    (output,) = program.graph_signature.user_outputs
+    recorder = _Recorder(program.module())
+    with torch.inference_mode():
+        recorder.run(*map(torch.from_numpy, to_graph(pixels, spec, None)))
+    names = {name: spec.output if name == output else name for name in recorder.arrays}
+    return Reference(
+        arrays={names[name]: array for name, array in recorder.arrays.items()},
+        modules={names[node.name]: _module(node) for node in program.graph.nodes if node.name in names},
+    )
+
+
+def first_drift(
+    reference: Reference,
+    file: OnnxFile,
+    pixels: NDArray[np.float32],
+    *,
+    runtime: str = "onnxruntime",
+    tolerance: float,
+) -> Drift | None:
+    """The first value of the graph in ``file`` that is further from ``reference`` than ``tolerance``.
+
+    Values are known by the names that our exporter gives; of a graph that has none of them, and of one
+    in which nothing drifts, there is nothing to tell.
+    """
+    model = onnx.load_from_string(file.content)
+    known = {
+        name: node
+        for node in model.graph.node  # each after those that it needs
+        for name in node.output
+        if name in reference.arrays
+    }
+    outputs = {output.name for output in model.graph.output}
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in known if name not in outputs)
+    (feed,) = to_graph(pixels, file.spec, None)
+    found = _RUN[runtime](model, feed)
+    for name, node in known.items():
+        difference = _relative_diff(found[name], reference.arrays[name])
+        if not difference <= tolerance:
+            return Drift(
+                value=name,
+                node=f"{node.op_type} {node.name}".strip(),
+                module=reference.modules[name],
+                relative_diff=difference if np.isfinite(difference) else None,
+            )
+    return None
+
+
+class _Recorder(torch.fx.Interpreter):
+    """Runs a program and keeps every array of floats that it computes."""
+
+    def __init__(self, module: torch.fx.GraphModule) -> None:
+        super().__init__(module)
+        self.arrays: Arrays = {}
+
+    def run_node(self, n: torch.fx.Node) -> Any:
+        result = super().run_node(n)
+        if n.op == "call_function" and isinstance(result, Tensor) and result.is_floating_point():
+            self.arrays[n.name] = result.numpy().copy()
+        return result
+
+
+def _module(node: torch.fx.Node) -> str:
+    """The innermost module that ``node`` was traced in."""
+    stack = node.meta.get("nn_module_stack") or {"": ("", "the model itself")}
+    path, kind = list(stack.values())[-1]
+    return str(path) or str(kind).rpartition(".")[-1]
+
+
+def _relative_diff(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    if found.shape != expected.shape:
+        return float("inf")
+    if not found.size:
+        return 0.0
+    return float(np.abs(found - expected).max() / max(float(np.abs(expected).max()), 1e-12))
+
+
+def _in_onnxruntime(model: onnx.ModelProto, pixels: NDArray[np.float32]) -> Arrays:
+    ort = import_onnxruntime()
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    names = [output.name for output in session.get_outputs()]
+    found = session.run(names, {session.get_inputs()[0].name: pixels})
+    return dict(zip(names, found, strict=True))
+
+
+def _in_openvino(model: onnx.ModelProto, pixels: NDArray[np.float32]) -> Arrays:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        onnx.save(model, path)
+        graph = read_graph(path)
+        options = {"INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "ACCURACY"}
+        compiled = import_openvino().Core().compile_model(graph, "CPU", options)
+    found = compiled([pixels])
+    return {name: found[output] for output in compiled.outputs for name in output.get_names()}
+
+
+_RUN: dict[str, Callable[[onnx.ModelProto, NDArray[np.float32]], Arrays]] = {
+    "onnxruntime": _in_onnxruntime,
+    "openvino": _in_openvino,
+}

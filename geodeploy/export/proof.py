@@ -1,0 +1,94 @@
+"""Hold an exported model against the tuned one; where it differs, say from which layer on."""
+
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from geodeploy.errors import ParityError
+from geodeploy.export.deepness import DeepnessModel
+from geodeploy.export.drift import Drift, first_drift, reference_values
+from geodeploy.export.merge import merge
+from geodeploy.export.parity import TOLERANCE, OtherRuntime, ParityReport, report_on
+from geodeploy.runtime.graph import read_onnx
+from geodeploy.spec import ModelSpec
+from geodeploy.train.run import Run, load_run
+
+
+def verify_model(run: Path, model: Path) -> ParityReport:
+    """See `geodeploy.export.verify`."""
+    tuned = load_run(run)
+    report = prove(tuned, merge(tuned.model), model)
+    proved: tuple[str, ...] = (_name(report.runtime),)
+    if model.suffix != ".pt2" and (parity := read_onnx(model).spec.parity):
+        proved = parity.runtimes
+    for item in _in_all_runtimes(report):
+        if item.problem and _name(item.runtime) in proved:
+            raise ParityError(
+                f"{model} is not the model of {run} in {item.runtime}: {item.problem}."
+                + (f" {item.first_drift}." if item.first_drift else "")
+            )
+    return report
+
+
+def prove(
+    tuned: Run, merged: nn.Module, model: Path, *, merged_max_abs_diff: float | None = None
+) -> ParityReport:
+    """The report on the file ``model``, with the first layer that drifts in each runtime that fails.
+
+    ``merged`` is the model of ``tuned`` that the file was, or should have been, made of.
+    """
+    report = report_on(
+        tuned.model,
+        tuned.spec,
+        model,
+        tuned.tiles.pixels,
+        tuned.tiles.labels,
+        merged_max_abs_diff=merged_max_abs_diff,
+    )
+    failed = [
+        item
+        for item in _in_all_runtimes(report)
+        if item.problem and item.exported and model.suffix == ".onnx"
+    ]
+    if not failed:
+        return report
+    file = read_onnx(model)
+    worst = report.exported.worst_tile
+    tile = np.ascontiguousarray(tuned.tiles.pixels[worst : worst + 1])
+    reference = reference_values(as_told(merged, file.spec), file.spec, tile)
+    drifts = {
+        item.runtime: first_drift(
+            reference,
+            file,
+            tile,
+            runtime=_name(item.runtime),
+            tolerance=TOLERANCE.relative_diff,
+        )
+        for item in failed
+    }
+    return _told(report, drifts)
+
+
+def as_told(merged: nn.Module, spec: ModelSpec) -> nn.Module:
+    """``merged`` with what ``spec`` says of the graph's input and output."""
+    return DeepnessModel(merged, spec) if spec.input_range else merged
+
+
+def _told(report: ParityReport, drifts: dict[str, Drift | None]) -> ParityReport:
+    others = tuple(
+        item.model_copy(update={"first_drift": drifts.get(item.runtime)})
+        for item in report.other_runtimes
+    )
+    return report.model_copy(
+        update={"first_drift": drifts.get(report.runtime), "other_runtimes": others}
+    )
+
+
+def _in_all_runtimes(report: ParityReport) -> list[ParityReport | OtherRuntime]:
+    return [report, *report.other_runtimes]
+
+
+def _name(runtime: str) -> str:
+    """Without its version."""
+    return runtime.partition(" ")[0]
