@@ -52,20 +52,21 @@ def training_batches(
     rng = np.random.default_rng(recipe.seed)
     if sampler is not None:
         rng.bit_generator.state = sampler
+    tile, zoom = recipe.model.tile, recipe.augmentation.zoom
+    balanced = recipe.training.balanced_windows or 0.0
     sums = [sum_labels(scene) for scene in scenes]
-    sizes = np.array(
-        [
-            (scene.weight or float(summed[-1])) if summed[-1] else 0.0
-            for scene, summed in zip(scenes, sums, strict=True)
-        ]
-    )
+    sizes = scene_sizes(scenes, sums)
+    by_class = sum_classes(scenes, len(recipe.classes)) if balanced else []
     light = Light(recipe, mean)
     while True:
         drawn = []
         for _ in range(recipe.training.batch):
-            number = int(rng.choice(len(scenes), p=sizes / sizes.sum()))
-            scene, summed = scenes[number], sums[number]
-            window = draw_window(scene, summed, recipe.model.tile, recipe.augmentation.zoom, rng)
+            if by_class and rng.random() < balanced:
+                scene, window = draw_class_window(scenes, by_class, tile, zoom, rng)
+            else:
+                number = int(rng.choice(len(scenes), p=sizes / sizes.sum()))
+                scene = scenes[number]
+                window = draw_window(scene, sums[number], tile, zoom, rng)
             drawn.append(read_training_tile(scene, window, recipe, light, rng))
         pixels, codes, taught = zip(*drawn, strict=True)
         yield Batch(
@@ -76,16 +77,39 @@ def training_batches(
         )
 
 
-def sum_labels(scene: LabelledScene) -> NDArray[np.int64]:
+def scene_sizes(
+    scenes: Sequence[LabelledScene], sums: Sequence[NDArray[np.int64]]
+) -> NDArray[np.float64]:
+    """How much of the draw each scene has: its weight, or the pixels that ``sums`` count."""
+    return np.array(
+        [
+            (scene.weight or float(summed[-1])) if summed[-1] else 0.0
+            for scene, summed in zip(scenes, sums, strict=True)
+        ]
+    )
+
+
+def sum_classes(
+    scenes: Sequence[LabelledScene], classes: int
+) -> list[tuple[int, list[NDArray[np.int64]]]]:
+    """The positions of the classes that have pixels to train on, with `sum_labels` of every scene."""
+    every = [
+        (position, [sum_labels(scene, position) for scene in scenes]) for position in range(classes)
+    ]
+    return [(position, sums) for position, sums in every if any(summed[-1] for summed in sums)]
+
+
+def sum_labels(scene: LabelledScene, position: int | None = None) -> NDArray[np.int64]:
     """Pixels to learn from in each square of 64 pixels and all before it, row by row of squares.
 
-    With these one label of millions is found by looking into one square.
+    Those of the class at ``position``, or of any. With these one label of millions is found by looking
+    into one square.
     """
     height, width = scene.codes.shape
     counts = []
     for row in range(0, height, _SQUARE):
         stripe = Window(0, row, width, min(_SQUARE, height - row))
-        labelled = scene.teaches(stripe)
+        labelled = _wanted(scene, stripe, position)
         counts.append(np.add.reduceat(labelled.sum(axis=0), np.arange(0, width, _SQUARE)))
     summed: NDArray[np.int64] = np.cumsum(np.concatenate(counts), dtype=np.int64)
     return summed
@@ -104,9 +128,7 @@ def draw_window(
     stick out of a scene that is smaller than a tile, never by more than a tile would.
     """
     height, width = scene.codes.shape
-    low, high = np.log(zoom[0]), np.log(zoom[1])
-    side = max(round(tile * float(np.exp(rng.uniform(low, high)))), 1)
-    side = min(side, max(tile, min(height, width)))  # what is mirrored teaches nothing
+    side = _draw_side(scene, tile, zoom, rng)
     last_row, last_col = max(height - side, 0), max(width - side, 0)
     for _ in range(_DRAWS):
         row = int(rng.integers(0, last_row + 1))
@@ -121,13 +143,55 @@ def draw_window(
     return Window(col, row, side, side)
 
 
-def _find_label(scene: LabelledScene, summed: NDArray[np.int64], number: int) -> tuple[int, int]:
+def draw_class_window(
+    scenes: Sequence[LabelledScene],
+    by_class: Sequence[tuple[int, list[NDArray[np.int64]]]],
+    tile: int,
+    zoom: tuple[float, float],
+    rng: np.random.Generator,
+) -> tuple[LabelledScene, Window]:
+    """A scene and a square window of it that holds a pixel of a class, which is drawn first.
+
+    ``by_class`` are the labels as `sum_classes` gives them. The pixel lies anywhere in the window.
+    """
+    position, sums = by_class[int(rng.integers(len(by_class)))]
+    sizes = scene_sizes(scenes, sums)
+    number = int(rng.choice(len(scenes), p=sizes / sizes.sum()))
+    scene, summed = scenes[number], sums[number]
+    row, col = _find_label(scene, summed, int(rng.integers(0, summed[-1])), position)
+    side = _draw_side(scene, tile, zoom, rng)
+    height, width = scene.codes.shape
+    row = int(np.clip(row - rng.integers(0, side), 0, max(height - side, 0)))
+    col = int(np.clip(col - rng.integers(0, side), 0, max(width - side, 0)))
+    return scene, Window(col, row, side, side)
+
+
+def _draw_side(
+    scene: LabelledScene, tile: int, zoom: tuple[float, float], rng: np.random.Generator
+) -> int:
+    low, high = np.log(zoom[0]), np.log(zoom[1])
+    side = max(round(tile * float(np.exp(rng.uniform(low, high)))), 1)
+    height, width = scene.codes.shape
+    return int(min(side, max(tile, min(height, width))))  # what is mirrored teaches nothing
+
+
+def _wanted(scene: LabelledScene, window: Window, position: int | None) -> NDArray[np.bool_]:
+    """Which pixels of ``window`` to learn from: of the class at ``position``, or any."""
+    if position is None:
+        return scene.teaches(window)
+    wanted: NDArray[np.bool_] = scene.codes_of(window, TRAINING) == position
+    return wanted
+
+
+def _find_label(
+    scene: LabelledScene, summed: NDArray[np.int64], number: int, position: int | None = None
+) -> tuple[int, int]:
     """Row and column of the label to train on that has this number, in order of the squares."""
     square = int(np.searchsorted(summed, number, side="right"))
     across = -(-scene.codes.shape[1] // _SQUARE)
     top, left = square // across * _SQUARE, square % across * _SQUARE
     window = Window(left, top, _SQUARE, _SQUARE)  # slices end where the scene does
-    rows, cols = np.nonzero(scene.teaches(window))
+    rows, cols = np.nonzero(_wanted(scene, window, position))
     before = int(summed[square - 1]) if square else 0
     return top + int(rows[number - before]), left + int(cols[number - before])
 

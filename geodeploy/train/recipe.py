@@ -295,6 +295,9 @@ class Training(_Table):
     """Times the training area is seen, counted in windows of one tile."""
     validate_every: PositiveInt | None = None
     """Steps from one validation to the next; None validates eight times."""
+    balanced_windows: Share | None = None
+    """Share of the windows that are drawn around a pixel of a class, each class as often as another,
+    for classes that are rare; None draws all blindly."""
     batch: PositiveInt = 4
     """Windows that go through the network together."""
     accumulate: PositiveInt = 1

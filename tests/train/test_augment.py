@@ -19,6 +19,7 @@ from geodeploy.train.augment import (
     relight,
     resample_nearest,
     resample_pixels,
+    sum_classes,
     sum_labels,
     training_batches,
     turn,
@@ -184,3 +185,42 @@ def test_scenes_are_drawn_by_their_weight_or_by_their_pixels_to_learn_from(
         batches = islice(training_batches(scenes, recipe, MEAN), 20)
         drawn = np.concatenate([batch.pixels[:, 0, 0, 0].numpy() for batch in batches])
     assert (drawn > 0.3).mean() == pytest.approx(share, abs=0.07)
+
+
+def test_balanced_windows_hold_each_class_alike_wherever_its_pixels_lie(
+    recipe_file: Path, tmp_path: Path, make_raster: Callable[..., Path]
+) -> None:
+    tables = []
+    for name in "ab":
+        labels = np.zeros((1, 200, 200), np.uint8)
+        if name == "b":
+            labels[0, 150, 70] = 1  # one pixel of 80 000
+            labels[0, :4] = 2
+        image = make_raster(tmp_path / f"{name}.tif", np.full((6, 200, 200), 0.3, np.float32))
+        drawn = make_raster(tmp_path / f"{name}_labels.tif", labels)
+        tables.append(f"{{image='{image}', labels='{drawn}', split='train'}}")
+    scene_list = f"data.scene=[{', '.join(tables)}]"
+    options = [scene_list, "training.batch=30", "augmentation.d4=false", "augmentation.zoom=[1, 1]"]
+
+    def drawn_with(share: float) -> np.ndarray:
+        recipe = load_recipe(recipe_file, [*options, f"training.balanced_windows={share}"])
+        with open_scenes(recipe) as scenes:
+            return next(training_batches(scenes, recipe, MEAN)).codes.numpy()
+
+    codes = np.concatenate([drawn_with(1.0), drawn_with(0.99)])
+    holding = [(codes == position).any(axis=(1, 2)) for position in range(3)]
+    assert holding[0].all()
+    assert holding[1].mean() == pytest.approx(1 / 3, abs=0.15)
+    assert holding[2].mean() == pytest.approx(1 / 3, abs=0.15)
+    _, rows, cols = np.nonzero(codes == 1)
+    assert rows.std() > 5
+    assert cols.std() > 5
+    assert (drawn_with(0.0) == 1).any(axis=(1, 2)).mean() < 0.1
+
+
+def test_balanced_windows_are_not_drawn_around_what_validates(recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file, ["training.balanced_windows=1"])
+    with open_scenes(recipe) as (scene,):
+        (by_class,) = ([sums[0][-1] for _, sums in sum_classes([scene], 3)],)
+        counts = [((scene.codes == position) & (scene.part == 1)).sum() for position in range(3)]
+    assert by_class == counts
