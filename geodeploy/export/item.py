@@ -144,7 +144,11 @@ def _output(spec: ModelSpec) -> dict[str, Any]:
         "value of the greatest.",
         "tasks": [_TASK],
         "result": _array(spec, len(spec.classes), "class"),
-        "classification:classes": class_objects(spec.classes),
+        "classification:classes": [
+            # MLM has classes of classification 1.1, before titles; `stac_model` reads no others.
+            {key: value for key, value in item.items() if key != "title"}
+            for item in class_objects(spec.classes)
+        ],
     }
 
 

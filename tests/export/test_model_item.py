@@ -19,7 +19,7 @@ Make = Callable[..., Any]
 
 
 def checked(document: dict[str, Any]) -> pystac.Item:
-    """What pystac makes of an item that is valid; MLM's schema is on the web, out of reach of tests."""
+    """What pystac makes of an item that is valid; MLM's JSON schema is on the web, out of reach."""
     JsonSchemaSTACValidator().validate_core(document, pystac.STACObjectType.ITEM, "1.1.0", "item.json")
     return pystac.Item.from_dict(document)
 
@@ -78,6 +78,33 @@ def test_a_model_that_wants_normalised_pixels_with_bands_last_says_so(described:
     assert taken.input.shape == [-1, 64, 64, 6]
     assert taken.input.dim_order[-1] == "bands"
     assert (given.name, given.result.shape) == ("probabilities", [-1, 64, 64, 4])
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {},
+        {"layout": "NHWC", "normalise": True, "output": "probabilities"},
+        {"input_range": (0.0, 0.6), "output": "probabilities"},
+        {"backbone": Backbone(name="vit", weights="random"), "method": Method(name="lora", r=4)},
+    ],
+)
+def test_the_models_of_those_who_wrote_the_extension_read_it(
+    described: Make, told: dict[str, Any]
+) -> None:
+    schema = pytest.importorskip(
+        "stac_model.schema", reason="needs stac-model: pip install --no-deps stac-model==0.7.0"
+    )
+    document = described(**told)
+    read = schema.MLModelProperties(**document["properties"]).model_dump(mode="json", by_alias=True)
+    for key in ("mlm:name", "mlm:architecture", "mlm:tasks", "mlm:hyperparameters"):
+        assert read[key] == document["properties"][key]
+    (taken,), (found,) = document["properties"]["mlm:input"], read["mlm:input"]
+    assert found["input"] == taken["input"]
+    assert found.get("value_scaling") == taken.get("value_scaling")
+    (given,), (found,) = document["properties"]["mlm:output"], read["mlm:output"]
+    assert found["result"] == given["result"]
+    assert found["classification:classes"] == given["classification:classes"]
 
 
 def test_what_is_known_of_the_training_is_told(described: Make) -> None:
