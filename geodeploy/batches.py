@@ -78,8 +78,8 @@ def stack_tiles(
 
     All batches have one shape, so that no runtime plans anew: the last one's surplus is zeros.
     """
-    fill = np.array([band.mean for band in spec.bands], np.float32).reshape(-1, 1, 1)
-    shape = (size, len(spec.bands), spec.tile, spec.tile)
+    fill = np.array([band.mean for band in spec.planes], np.float32).reshape(-1, 1, 1)
+    shape = (size, len(spec.planes), spec.tile, spec.tile)
     pixels = np.empty(shape, np.float32)
     members: list[tuple[Tile, NDArray[np.bool_], int | None]] = []
     used = 0

@@ -38,7 +38,7 @@ from geodeploy.batches import Batch, answers, cut_tiles, probabilities, stack_ti
 from geodeploy.blend import Block, Mosaic
 from geodeploy.clean import CleanOptions, clean_raster
 from geodeploy.cog import Frame
-from geodeploy.errors import GridError, OutputError
+from geodeploy.errors import GridError, OutputError, SourceError
 from geodeploy.holes import Holes
 from geodeploy.machine import Stopwatch, peak_memory_bytes
 from geodeploy.options import PredictOptions, Progress
@@ -106,7 +106,7 @@ def map_scene(
             writer = _writer(output, journal, raster, spec, plan)
             if journal.finished is None:
                 _map_missing(raster, session, plan, journal, writer, options, stages, progress)
-            unseen = sum_unseen(spec.bands, [noted["unseen"] for noted in journal.done.values()])
+            unseen = sum_unseen(spec.planes, [noted["unseen"] for noted in journal.done.values()])
             holes = _holes(journal)
             failed = sum(noted["failed"] for noted in journal.done.values())
             if journal.finished is None:
@@ -228,7 +228,7 @@ def _map_missing(
     read = stages.read.timed(raster.read)
     with closing(read_ahead(read, windows, workers=options.readers, ahead=_AHEAD)) as stripes:
         for region, missing in regions:
-            unseen = UnseenCount(raster, spec.bands, region)
+            unseen = UnseenCount(raster, spec.planes, region)
             cut = cut_tiles(holes.watch(stripes), region)
             counted = map(unseen.add, area.needed(cut) if area else cut)
             batches = stack_tiles(counted, raster, spec, size=plan.batch)
@@ -386,7 +386,7 @@ def _settle(
 def memory_bytes(raster: Raster, spec: ModelSpec, plan: Plan) -> int:
     """What a run holds at its fullest beyond the model's session: the sum at the top of this module."""
     widest = max(int(plan.grid.part(part.rows, part.cols).source.width) for part in plan.parts)
-    values = plan.batch * spec.tile**2 * (len(spec.bands) + 2 * len(spec.classes))
+    values = plan.batch * spec.tile**2 * (len(spec.planes) + 2 * len(spec.classes))
     columns = widest * _column_bytes(raster, spec, plan.grid.overlap, plan.others)
     return columns + 4 * values * (_BATCHES_AHEAD + 1) + GDAL_CACHE_BYTES
 
@@ -394,7 +394,7 @@ def memory_bytes(raster: Raster, spec: ModelSpec, plan: Plan) -> int:
 def _column_bytes(raster: Raster, spec: ModelSpec, overlap: int, others: Sequence[Product]) -> int:
     """What a column takes of all that is as wide as the panel: stripes, seams, rows to be written."""
     rows = min(spec.tile + (_AHEAD + 2) * raster.stripe_rows, raster.height)
-    stripes = rows * (len(spec.bands) * raster.dtype.itemsize + 1)
+    stripes = rows * (len(spec.planes) * raster.dtype.itemsize + 1)
     stripes += math.ceil(sum(layer.held_bytes for layer in raster.layers))
     planes = len(spec.classes) + 2 + any(isinstance(product, Disagreement) for product in others)
     written = 2 * ROWS * (1 + sum(len(product.bands) for product in others))
@@ -404,8 +404,8 @@ def _column_bytes(raster: Raster, spec: ModelSpec, overlap: int, others: Sequenc
 _INDIFFERENT = {"overwrite", "on_error", "batch", "runtime", "device", "derived", "readers", "threads"}
 """Options that change no byte of the map. The runtime and device that were used do, and are looked at
 themselves."""
-_RESOLVED = {"scale", "offset"}
-"""Options that are looked at together with what the file says."""
+_RESOLVED = {"scale", "offset", "earlier"}
+"""Options that are looked at together with what the files say."""
 
 
 def _job(session: Session, raster: Raster, options: PredictOptions, plan: Plan) -> dict[str, str]:
@@ -447,8 +447,16 @@ def asked_gsd_m(options: PredictOptions, spec: ModelSpec) -> float | None:
 @contextmanager
 def opened(source: Path, spec: ModelSpec, options: PredictOptions) -> Iterator[Raster]:
     """The scene, with the model's bands and with values that can be in its units."""
+    found = len(options.earlier) + 1
+    if found != spec.timesteps:
+        advice = "Name all but the last, oldest first, with --earlier."
+        raise SourceError(
+            f"The model {spec.name} takes {_dates(spec.timesteps)} of a place, found {_dates(found)}. "
+            + (advice if spec.timesteps > 1 else "Leave out --earlier.")
+        )
     with open_raster(
         source,
+        earlier=options.earlier,
         band_names=spec.band_names,
         select=options.bands,
         scale=options.scale,
@@ -456,8 +464,12 @@ def opened(source: Path, spec: ModelSpec, options: PredictOptions) -> Iterator[R
         gsd_m=asked_gsd_m(options, spec),
         skip=options.on_error == "skip",
     ) as raster:
-        check_range(raster, spec.bands)
+        check_range(raster, spec.planes)
         yield raster
+
+
+def _dates(count: int) -> str:
+    return f"{count} date{'s' if count > 1 else ''}"
 
 
 def asked_area(raster: Raster, options: PredictOptions) -> Area | None:

@@ -31,6 +31,7 @@ class ModelInspection(BaseModel):
             f"{self.path}: {self.kind} {spec.name!r}, {self.bytes / 1e6:.1f} MB, {spec.precision}",
             f"  takes    {spec.tile} x {spec.tile} pixels, overlap {spec.overlap}, {spec.units}"
             + (", bands last" if spec.layout == "NHWC" else "")
+            + (f", {spec.timesteps} dates" if spec.timesteps > 1 else "")
             + (f", {spec.gsd_m:g} m" if spec.gsd_m else ""),
         ]
         lines += [

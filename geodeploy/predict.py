@@ -67,12 +67,14 @@ def predict_scenes(
     """
     options = options or PredictOptions()
     scenes = [Path(source) for source in sources]
+    if options.earlier and len(scenes) > 1:
+        raise SourceError("--earlier is of one place, several scenes are named. Map them one by one.")
     outputs = map_paths(scenes, None if output is None else Path(output))
     path = default_model() if model is None else Path(model)
     for place in outputs:
         there = options.overwrite or settle(place)
         for written in (place, *(beside(place, name) for name in options.beside)):
-            check_output(written, [*scenes, path], overwrite=there)
+            check_output(written, [*options.earlier, *scenes, path], overwrite=there)
     way = options.derived.digest
     made = {file for place in outputs if is_finished(place) for file in noted_derived(place, way)}
     check_derived(outputs, scenes, options.derived, overwrite=options.overwrite, made=made)

@@ -164,6 +164,7 @@ class Raster:
 def open_raster(
     path: Path,
     *,
+    earlier: Sequence[Path] = (),
     band_names: Sequence[str],
     select: Sequence[str] | None = None,
     scale: float | Sequence[float] = 1.0,
@@ -178,6 +179,7 @@ def open_raster(
 
     Args:
         path: What `find_source` takes: a raster file, or several that make a scene.
+        earlier: The same place at earlier dates, whose bands come first, date by date.
         band_names: The model's bands, by STAC common name.
         select: Names or 1-based numbers of the scene's bands, in the model's order.
         scale: What values are multiplied with after the file's own scale and offset tags; one number,
@@ -191,8 +193,8 @@ def open_raster(
         GridError: the scene has no pixels of ``gsd_m``.
         BandError: the bands are not those of the model.
     """
-    source = find_source(path, with_alpha=select is not None)
-    raster = _open(source, band_names, select, scale, offset, gsd_m)
+    sources = [find_source(date, with_alpha=select is not None) for date in (*earlier, path)]
+    raster = _open(sources, band_names, select, scale, offset, gsd_m)
     raster.skip = skip
     try:
         yield raster
@@ -201,27 +203,37 @@ def open_raster(
 
 
 def _open(
-    source: Source,
+    sources: Sequence[Source],
     band_names: Sequence[str],
     select: Sequence[str] | None,
     scale: float | Sequence[float],
     offset: float | Sequence[float],
     gsd_m: float | None,
 ) -> Raster:
-    indexes, notes = match_bands(
-        [asset.name for asset in source.assets],
-        band_names,
-        source=source.name + source.left_out,
-        landsat=landsat_number(*source.hints),
-        known=[asset.common_name for asset in source.assets],
-        select=select,
-    )
-    chosen = [source.assets[index - 1] for index in indexes]
+    chosen: list[Asset] = []
+    indexes: list[int] = []
+    notes: list[str] = []
+    for source in sources:
+        found, said = match_bands(
+            [asset.name for asset in source.assets],
+            band_names,
+            source=source.name + source.left_out,
+            landsat=landsat_number(*source.hints),
+            known=[asset.common_name for asset in source.assets],
+            select=select,
+        )
+        chosen += [source.assets[index - 1] for index in found]
+        indexes += found
+        notes += said
+    times, plus = np.resize(scale, len(chosen)), np.resize(offset, len(chosen))
     opened = [
         _open_layer(path, [(place, asset) for place, asset in enumerate(chosen) if asset.path == path])
         for path in dict.fromkeys(asset.path for asset in chosen)
     ]
-    grid = min((layer.grid for layer, _, _ in opened), key=lambda grid: abs(grid.transform.determinant))
+    # Of those with pixels of one size, the grid of the last date.
+    last = len(chosen) - len(band_names)
+    candidates = sorted((layer for layer, _, _ in opened), key=lambda layer: max(layer.places) < last)
+    grid = min((layer.grid for layer in candidates), key=lambda grid: abs(grid.transform.determinant))
     if gsd_m is not None:
         grid = _with_gsd(grid, gsd_m, source.name)
     placed = [(layer, _axes(layer, grid, source.name)) for layer, _, _ in opened]
@@ -245,10 +257,9 @@ def _open(
         transform=grid.transform,
         stripe_rows=stripe_rows,
         dtype=np.result_type(*(layer.dtype for layer in layers)),
-        scales=(file_scales * np.array(scale)).astype(np.float32).reshape(shape),
-        offsets=(file_offsets * np.array(scale) + offset).astype(np.float32).reshape(shape),
-        is_bare=bool(np.all(np.equal(scale, 1)) and not np.any(offset))
-        and {*file_scales, *file_offsets} <= {0, 1},
+        scales=(file_scales * times).astype(np.float32).reshape(shape),
+        offsets=(file_offsets * times + plus).astype(np.float32).reshape(shape),
+        is_bare=bool((times == 1).all() and not plus.any()) and {*file_scales, *file_offsets} <= {0, 1},
         notes=notes,
     )
 

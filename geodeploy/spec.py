@@ -46,6 +46,9 @@ class _Frozen(BaseModel):
     )
 
 
+Layout = Literal["NCHW", "NHWC", "NCTHW"]
+
+
 class Band(_Frozen):
     """One input channel of a model."""
 
@@ -123,7 +126,8 @@ class ModelSpec(_Frozen):
     """Side in pixels of the square the model takes."""
     overlap: NonNegativeInt
     """Pixels shared by neighbouring tiles, unless the user asks for another number."""
-    timesteps: Literal[1] = 1
+    timesteps: PositiveInt = 1
+    """Dates of the same place that the model takes together, oldest first."""
     gsd_m: PositiveFloat | None = None
     """Ground sample distance of the training scenes; None when it does not matter."""
     classes: Annotated[tuple[SegmentationClass, ...], Field(min_length=2)]
@@ -131,8 +135,9 @@ class ModelSpec(_Frozen):
     """Label values that are no class and carry neither loss nor score."""
     output: Literal["logits", "probabilities"] = "logits"
     """``probabilities`` where the graph ends in a softmax of its own."""
-    layout: Literal["NCHW", "NHWC"] = "NCHW"
-    """The axes of the graph's input and output; NHWC has the bands, and the classes, last."""
+    layout: Layout = "NCHW"
+    """The axes of the graph's input and output. NHWC has the bands, and the classes, last; NCTHW has
+    an axis for the dates in its input. In the others the bands of one date follow those of another."""
     normalise: bool = False
     """True where the graph expects (pixels - mean) / std and does not do it itself."""
     scaling: Literal["zscore", "log"] = "zscore"
@@ -174,6 +179,17 @@ class ModelSpec(_Frozen):
     def band_names(self) -> list[str]:
         """In the order the model takes them."""
         return [band.name for band in self.bands]
+
+    @property
+    def planes(self) -> list[Band]:
+        """The bands of every date, oldest first: what one pixel of a tile is made of."""
+        if self.timesteps == 1:
+            return list(self.bands)
+        return [
+            band.model_copy(update={"name": f"{band.name} of date {date}"})
+            for date in range(1, self.timesteps + 1)
+            for band in self.bands
+        ]
 
     @property
     def class_values(self) -> list[int]:

@@ -48,6 +48,13 @@ def predict(
         Literal["auto", "cpu", "cuda"] | None,
         typer.Option(help="cuda is an error where it cannot be used. [default: auto]"),
     ] = None,
+    earlier: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="SCENE",
+            help="The place at an earlier date, oldest first, for a model that takes several.",
+        ),
+    ] = None,
     bands: Annotated[
         str | None,
         typer.Option(
@@ -151,6 +158,7 @@ def predict(
         batch=batch,
         runtime=runtime,
         device=device,
+        earlier=earlier or None,
         bands=split_names(bands),
         scale=scale,
         offset=offset,

@@ -4,13 +4,13 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from geodeploy.errors import ModelError, SpecError
-from geodeploy.spec import METADATA_KEY, ModelSpec
+from geodeploy.spec import METADATA_KEY, Layout, ModelSpec
 
 # Numbers of the fields in https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
 _GRAPH, _METADATA_PROPS = 7, 14
@@ -90,21 +90,20 @@ def check_signature(
     ``float32`` is what the runtime calls that type.
     """
     spec = file.spec
-    for what, values, channels in (
-        ("input", inputs, len(spec.bands)),
-        ("output", outputs, len(spec.classes)),
-    ):
+    for what, values, shape in (("input", inputs, input_shape), ("output", outputs, output_shape)):
         if len(values) != 1:
             raise ModelError(f"{file.path} has {len(values)} {what}s, exactly one is needed.")
         (value,) = values
-        needed = tile_shape(spec, channels)
+        needed = shape(spec)
         if not _fits(value.shape, needed):
-            other: Literal["NCHW", "NHWC"] = "NHWC" if spec.layout == "NCHW" else "NCHW"
-            advice = (
-                f'Write "layout": "{other}" in the description'
-                if _fits(value.shape, tile_shape(spec.model_copy(update={"layout": other}), channels))
-                else "Mend the description"
-            )
+            others = [
+                layout
+                for layout in get_args(Layout)
+                if _fits(value.shape, shape(spec.model_copy(update={"layout": layout})))
+            ]
+            advice = "Mend the description"
+            if others:
+                advice = f'Write "layout": "{others[0]}" in the description'
             raise ModelError(
                 f"{file.path}: the {what} {value.name} has shape {list(value.shape)}, its description "
                 f"says (batch, {', '.join(map(str, needed))}). {advice}, or export the model again."
@@ -117,28 +116,39 @@ def check_signature(
     return Signature(inputs[0].name, outputs[0].name, batch if isinstance(batch, int) else None)
 
 
-def tile_shape(spec: ModelSpec, channels: int) -> list[int]:
-    """Of one tile in the graph's layout."""
+def input_shape(spec: ModelSpec) -> list[int]:
+    """Of one tile as the graph takes it."""
     side = [spec.tile, spec.tile]
-    return [channels, *side] if spec.layout == "NCHW" else [*side, channels]
+    if spec.layout == "NCTHW":
+        return [len(spec.bands), spec.timesteps, *side]
+    return [*side, len(spec.planes)] if spec.layout == "NHWC" else [len(spec.planes), *side]
+
+
+def output_shape(spec: ModelSpec) -> list[int]:
+    """Of one tile as the graph returns it."""
+    side, classes = [spec.tile, spec.tile], len(spec.classes)
+    return [*side, classes] if spec.layout == "NHWC" else [classes, *side]
 
 
 def to_graph(
     pixels: NDArray[np.float32], spec: ModelSpec, batch: int | None
 ) -> list[NDArray[np.float32]]:
-    """``pixels`` (B, C, tile, tile) as the graph takes them, in arrays of ``batch`` tiles each.
+    """``pixels`` (B, planes, tile, tile) as the graph takes them, in arrays of ``batch`` tiles each.
 
     The last is filled up with its last tile. None for ``batch`` makes one array.
     """
     if spec.normalise:
-        pixels = (pixels - _per_band([band.mean for band in spec.bands])) / _per_band(
-            [band.std for band in spec.bands]
+        pixels = (pixels - _per_band([band.mean for band in spec.planes])) / _per_band(
+            [band.std for band in spec.planes]
         )
     if spec.input_range:
         low, high = spec.input_range
         pixels = (pixels - np.float32(low)) / np.float32(high - low)
     if spec.layout == "NHWC":
         pixels = np.moveaxis(pixels, 1, 3)
+    elif spec.layout == "NCTHW":
+        dates = pixels.reshape(len(pixels), spec.timesteps, len(spec.bands), *pixels.shape[2:])
+        pixels = dates.swapaxes(1, 2)
     if surplus := -len(pixels) % (batch or 1):
         pixels = np.concatenate([pixels, np.repeat(pixels[-1:], surplus, axis=0)])
     pixels = np.ascontiguousarray(pixels)
@@ -150,7 +160,7 @@ def from_graph(
 ) -> NDArray[np.float32]:
     """The outputs (B, K, tile, tile) of as many ``tiles``, of what the graph returned."""
     whole = (outputs[0] if len(outputs) == 1 else np.concatenate(outputs))[:tiles]
-    return whole if spec.layout == "NCHW" else np.ascontiguousarray(np.moveaxis(whole, 3, 1))
+    return np.ascontiguousarray(np.moveaxis(whole, 3, 1)) if spec.layout == "NHWC" else whole
 
 
 def check_outputs(
@@ -161,7 +171,7 @@ def check_outputs(
     Raises:
         ModelError: ``outputs`` has another shape.
     """
-    expected = [len(pixels), *tile_shape(spec, len(spec.classes))]
+    expected = [len(pixels), *output_shape(spec)]
     if list(outputs.shape) != expected:
         raise ModelError(
             f"{model} returned {list(outputs.shape)} for {list(pixels.shape)}, {expected} is needed: a "
@@ -229,7 +239,7 @@ def _text(value: memoryview | None) -> str:
 
 def _fits(shape: Sequence[int | str | None], needed: list[int]) -> bool:
     """Whether ``shape`` is a batch of ``needed``."""
-    return len(shape) == 4 and all(
+    return len(shape) == len(needed) + 1 and all(
         not isinstance(size, int) or size == need for size, need in zip(shape[1:], needed, strict=True)
     )
 

@@ -15,7 +15,7 @@ from geodeploy.runtime.graph import (
     check_outputs,
     check_signature,
     from_graph,
-    tile_shape,
+    input_shape,
     to_graph,
 )
 
@@ -47,7 +47,7 @@ class OpenVinoSession:
         signature = check_signature(file, _values(graph.inputs), _values(graph.outputs), float32="f32")
         self._batch = signature.batch or 1
         try:
-            graph.reshape([self._batch, *tile_shape(file.spec, len(file.spec.bands))])
+            graph.reshape([self._batch, *input_shape(file.spec)])
             compiled = ov.Core().compile_model(
                 graph,
                 "CPU",
