@@ -23,6 +23,7 @@ from geodeploy.train.backbone import Backbone, build_backbone
 from geodeploy.train.card import model_card
 from geodeploy.train.checkpoint import Checkpoint
 from geodeploy.train.data import LabelledTile, compute_statistics, open_scenes, sample_tiles
+from geodeploy.train.leaks import check_leaks
 from geodeploy.train.loop import Fit, fit
 from geodeploy.train.method_options import Adapter
 from geodeploy.train.methods import ParameterCounts
@@ -142,6 +143,7 @@ def tune_recipe(
     check_teachers(recipe)
     torch.manual_seed(recipe.seed)
     with open_scenes(recipe) as scenes:
+        check_leaks(scenes)
         statistics = recipe.data.statistics or compute_statistics(scenes, len(recipe.data.bands))
         _check_scaling(recipe, statistics)
         seen = compute_seen(scenes, len(recipe.data.bands))

@@ -25,7 +25,7 @@ def cut(source: Path, target: Path, window: Window) -> Path:
             "transform": whole.transform @ Affine.translation(window.col_off, window.row_off),
         }
         with rasterio.open(target, "w", **profile) as part:
-            part.write(whole.read(window=window))
+            part.write(whole.read(window=window)[:, ::-1])  # on its head, it is ground of its own
             part.descriptions, part.scales, part.offsets = (
                 whole.descriptions,
                 whole.scales,
