@@ -21,7 +21,7 @@ from geodeploy.train.recipe import Recipe, Scene
 _REFLECTANCE = (-0.05, 1.6)
 """What nearly all reflectance lies in: clouds reach above 1, a correction of the air below 0."""
 _ODD_SHARE = 0.01
-"""Of a band's pixels outside of it, beyond which it is told."""
+"""Of the pixels that are outside of it, or 0 in all bands, beyond which it is told."""
 _DARK = 0.01
 """Mean reflectance of the brightest band below which a scale was likely applied twice."""
 _EMPTY_SHARE = 0.5
@@ -113,8 +113,11 @@ def look_at(raster: Raster, recipe: Recipe, scene: Scene, place: str, findings: 
         counts=np.zeros((4, len(recipe.classes)), np.int64),
     )
     digests = [blake2b(digest_size=16) for _ in range(bands)]
+    zeros = 0
     for window in raster.stripes():
-        pixels, valid = raster.read_pixels(window)
+        stripe = raster.read(window)
+        pixels, valid = raster.to_units(stripe.stored), stripe.valid
+        zeros += int((valid & (stripe.stored == 0).all(axis=0)).sum())
         valid &= np.isfinite(pixels).all(axis=0)
         known = pixels[:, valid]
         look.moments.add(known)
@@ -129,6 +132,9 @@ def look_at(raster: Raster, recipe: Recipe, scene: Scene, place: str, findings: 
         look.digest = shape + " ".join(digest.hexdigest() for digest in digests)
     if scene.labels is not None and part.any() and not look.counts.any():
         findings.say("warning", "labels", where, "no pixel with data has a label.")
+    if bands > 1 and zeros > _ODD_SHARE * look.height * look.width:
+        message = f"{zeros / (look.height * look.width):.0%} of the pixels are 0 in all bands: no data?"
+        findings.say("warning", "nodata", where, f"{message} Then mark it: gdal_edit.py -a_nodata 0.")
     _judge(look, recipe, findings)
     return look
 

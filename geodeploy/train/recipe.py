@@ -132,6 +132,9 @@ class Vectors(_Table):
     priority: tuple[str, ...] = ()
     """Names of classes for where features overlap, the uppermost first. Other classes lie below them;
     where two of those overlap there is no label."""
+    background: str | None = None
+    """Name of the class of all that no feature covers, for features that leave out nothing of theirs,
+    such as all buildings of a scene; None gives it no label."""
     point_radius_m: PositiveFloat | None = None
     """How far around a point pixels have its class; None for the one pixel that it lies in."""
 
@@ -430,8 +433,9 @@ class Recipe(_Table):
         if both:
             raise ValueError(f"data.ignore holds {both}, which are classes")
         if self.data.vectors is not None:
-            meant = (*self.data.vectors.priority, *(self.data.vectors.classes or {}).values())
-            for name in meant:
+            vectors = self.data.vectors
+            meant = (*vectors.priority, *(vectors.classes or {}).values(), vectors.background)
+            for name in filter(None, meant):
                 if name not in names:
                     raise ValueError(f"data.vectors names the class {name}; there are {names}")
         clouds = self.augmentation.clouds

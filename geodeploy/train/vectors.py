@@ -305,7 +305,7 @@ def _circles(points: NDArray[np.object_], crs: CRS, radius_m: float) -> NDArray[
 def _draw(
     shapes: NDArray[np.object_], positions: NDArray[np.int64], raster: Raster, recipe: Recipe
 ) -> NDArray[np.uint8] | None:
-    """The codes; None where no shape holds a pixel."""
+    """The codes; None where no shape holds a pixel, unless there is a class for all the rest."""
     vectors = recipe.data.vectors
     assert vectors is not None
     names = [item.name for item in recipe.classes]
@@ -329,6 +329,9 @@ def _draw(
             raster.name,
             contested,
         )
+    if vectors.background is not None:
+        codes[~claimed] = names.index(vectors.background)
+        return codes
     return codes if claimed.any() else None
 
 

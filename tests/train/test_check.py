@@ -244,6 +244,7 @@ def test_scales_nodata_crs_and_sizes_of_pixels_are_told(
         nodata=0,
         crs=None,
     )
+    bare = remake("bare.tif", lambda pixels: np.where(np.arange(131) < 20, np.uint16(0), pixels))
     coarse = remake("coarse.tif", crs=CRS.from_epsg(32633), transform=Affine(60, 0, 5e5, 0, -60, 5e6))
     tables = [dark, {"image": glaring}, {"image": half}, {"image": coarse, "labels": "no"}]
     report = check_data(recipe_file, overrides=[*scenes(*tables), "data.gsd_m=30"])
@@ -258,6 +259,8 @@ def test_scales_nodata_crs_and_sizes_of_pixels_are_told(
         "coarse.tif): has pixels of 60 m; data.gsd_m is 30"
         in (told(report, "warning", "resolution")[0])
     )
+    report = check_data(recipe_file, overrides=scenes({"image": bare}))
+    assert "15% of the pixels are 0 in all bands" in told(report, "warning", "nodata")[0]
     report = check_data(recipe_file, overrides=scenes(*tables))
     assert "pixels are of 30 m" in told(report, "note", "resolution")[0]
 

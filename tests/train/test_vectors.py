@@ -199,6 +199,19 @@ def test_the_first_in_the_priority_lies_above_and_what_is_not_ranked_has_no_labe
     assert ("data.vectors.priority" in caplog.text) == (len(priority) < 2)
 
 
+def test_what_no_feature_covers_may_be_a_class(recipe_file: Path, strips: Path, tmp_path: Path) -> None:
+    overrides = ["data.vectors.ignore=['unknown']", "data.vectors.priority=['cloud', 'cirrus']"]
+    without = codes_of(recipe_file, strips, *overrides)
+    found = codes_of(recipe_file, strips, *overrides, "data.vectors.background=cirrus")
+    outside = np.ones(found.shape, bool)
+    outside[:30, :40] = outside[10:40, :40] = outside[:40, :30] = False
+    np.testing.assert_array_equal(found, np.where(outside, 2, without))
+    # Where nothing lies on the scene, all of it is that class.
+    _, _, utm = centres(recipe_file.parent / "image.tif")
+    far = elsewhere(tmp_path, utm)
+    assert (codes_of(recipe_file, far, "data.vectors.background=clear") == 0).all()
+
+
 def test_the_column_may_hold_values_with_gaps(
     recipe_file: Path, tmp_path: Path, blots: list[Any], caplog: pytest.LogCaptureFixture
 ) -> None:
