@@ -14,6 +14,7 @@ from geodeploy.spec import METADATA_KEY, Layout, ModelSpec
 
 # Numbers of the fields in https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
 _GRAPH, _METADATA_PROPS = 7, 14
+_INITIALIZER, _EXTERNAL_DATA = 5, 13
 _KEY, _VALUE = 1, 2
 
 
@@ -24,11 +25,17 @@ class OnnxFile:
     path: Path
     content: bytes
     spec: ModelSpec
+    weights: tuple[Path, ...] = ()
+    """Files beside it that hold weights, as those of models above 2 GB do."""
 
     @property
     def sha256(self) -> str:
-        """Of the content."""
-        return hashlib.sha256(self.content).hexdigest()
+        """Of the content, and of what the files of weights hold."""
+        whole = hashlib.sha256(self.content)
+        for path in self.weights:
+            with path.open("rb") as file:
+                whole.update(hashlib.file_digest(file, "sha256").digest())
+        return whole.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +71,19 @@ def read_onnx(path: Path) -> OnnxFile:
         raise ModelError(f"The model {path} cannot be read ({error.strerror}).") from error
     try:
         text = _metadata(content).get(METADATA_KEY)
+        weights = tuple(path.parent / name for name in _external_files(content))
     except ValueError as error:
         raise ModelError(
             f"{path} is not an ONNX model that can be read ({error}). Export it again, or check that "
             "the file is whole."
         ) from error
+    for file in weights:
+        if not file.is_file():
+            raise ModelError(
+                f"{path} keeps its weights in {file.name}, which is not beside it. Keep them together."
+            )
     if text is not None:
-        return OnnxFile(path, content, ModelSpec.from_json(text, source=str(path)))
+        return OnnxFile(path, content, ModelSpec.from_json(text, source=str(path)), weights)
     beside = path.with_suffix(".spec.json")
     if not beside.exists():
         raise SpecError(
@@ -79,7 +92,7 @@ def read_onnx(path: Path) -> OnnxFile:
             "mean, std, valid_range), classes (value, name, color) and, where needed, normalise, "
             "layout, output."
         )
-    return OnnxFile(path, content, ModelSpec.read(beside))
+    return OnnxFile(path, content, ModelSpec.read(beside), weights)
 
 
 def check_signature(
@@ -194,6 +207,28 @@ def _metadata(content: bytes) -> dict[str, str]:
     if not has_graph:
         raise ValueError("it holds no graph")
     return found
+
+
+def _external_files(content: bytes) -> list[str]:
+    """The names of the files that hold weights of the graph.
+
+    Raises:
+        ValueError: it is no ONNX file, or names a file that is not beside it.
+    """
+    names: dict[str, None] = {}
+    for graph in _values(memoryview(content), _GRAPH):
+        for tensor in _values(graph, _INITIALIZER):
+            for pair in map(dict, map(_fields, _values(tensor, _EXTERNAL_DATA))):
+                if _text(pair.get(_KEY)) == "location":
+                    names[_text(pair.get(_VALUE))] = None
+    for name in names:
+        if not name or Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"its weights are said to lie in {name!r}, which is no file beside it")
+    return list(names)
+
+
+def _values(message: memoryview, number: int) -> Iterator[memoryview]:
+    return (value for found, value in _fields(message) if found == number)
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:

@@ -31,6 +31,10 @@ class OnnxSession:
         options.intra_op_num_threads = threads or usable_cores()
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        # The graph is handed over as bytes, which lie in no folder.
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(file.path.parent)
+        )
         providers = [_PROVIDERS["cpu"]] if wanted == "cpu" else list(_PROVIDERS.values())[::-1]
         try:
             session = ort.InferenceSession(file.content, options, providers=providers)
