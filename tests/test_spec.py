@@ -117,6 +117,13 @@ def test_what_is_normalised_for_the_graph_is_a_z_score() -> None:
         read(AS_DESIGNED | {"normalise": True, "scaling": "log"})
 
 
+def test_a_graph_is_fed_in_one_way() -> None:
+    with pytest.raises(SpecError, match="normalise and input_range exclude each other"):
+        read(AS_DESIGNED | {"normalise": True, "input_range": [0, 255]})
+    with pytest.raises(SpecError, match="needs the smaller number first"):
+        read(AS_DESIGNED | {"input_range": [255, 0]})
+
+
 def test_a_newer_spec_asks_for_an_upgrade_whatever_else_it_holds() -> None:
     with pytest.raises(SpecError, match=r"version 2, this program reads up to 1\. Upgrade") as caught:
         read({"spec_version": 2, "quantum": True})

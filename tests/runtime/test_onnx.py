@@ -72,6 +72,16 @@ def test_a_foreign_model_runs_with_a_description_beside_it_and_is_normalised_for
     assert pixels.max() <= 1
 
 
+def test_a_model_of_bytes_over_255_is_fed_from_zero_to_one(
+    make_model: MakeModel, make_spec: MakeSpec, tmp_path: Path, runtime: Runtime
+) -> None:
+    model = make_model(tmp_path / "foreign.onnx", make_spec(input_range=(0.0, 255.0)))
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 6, 64, 64)).astype(np.float32)
+    found = open_session(model.path, runtime=runtime, device="cpu").run(pixels)
+    judge = model.on_the_whole(pixels[0].astype(np.float64) / 255)
+    np.testing.assert_allclose(found[0], judge, rtol=1e-4, atol=1e-4)
+
+
 def test_the_description_inside_wins_over_one_beside_the_model(
     make_model: MakeModel, make_spec: MakeSpec, tmp_path: Path
 ) -> None:
