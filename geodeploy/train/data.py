@@ -128,8 +128,11 @@ def open_scenes(recipe: Recipe) -> Iterator[list[LabelledScene]]:
 def _open_scene(
     recipe: Recipe, scene: Scene, place: str, *, keep_open: bool
 ) -> Iterator[LabelledScene]:
-    with open_image(recipe.data, scene, place, keep_open=keep_open) as raster:
+    with open_image(recipe.data, scene, place) as raster:
         check_units(raster, recipe.data, place)
+        if not keep_open:  # from here on; the check reads the file many times
+            raster.keep_open = False
+            raster.close()
         codes = scene_codes(scene, raster, recipe)
         part = split(codes, scene, recipe.data.blocks, len(recipe.classes))
         region = str(scene.image)
@@ -139,7 +142,7 @@ def _open_scene(
 
 
 @contextmanager
-def open_image(data: Data, scene: Scene, place: str, *, keep_open: bool = True) -> Iterator[Raster]:
+def open_image(data: Data, scene: Scene, place: str) -> Iterator[Raster]:
     """The image of the scene at ``place`` in the recipe, which errors name."""
     with ExitStack() as stack:
         with _flags_as_keys(place):
@@ -152,7 +155,6 @@ def open_image(data: Data, scene: Scene, place: str, *, keep_open: bool = True) 
                     offset=scene.offset,
                 )
             )
-        raster.keep_open = keep_open
         yield raster
 
 

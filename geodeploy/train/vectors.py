@@ -168,6 +168,8 @@ def _bounds(raster: Raster, crs: CRS) -> tuple[float, float, float, float] | Non
     )
     if not (left <= right and bottom <= top and np.isfinite([left, bottom, right, top]).all()):
         return None
+    if crs.is_geographic and (left < -180 or right > 180):
+        return None
     aside = 0.1 * max(right - left, top - bottom)
     return left - aside, bottom - aside, right + aside, top + aside
 

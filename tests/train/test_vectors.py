@@ -319,3 +319,18 @@ def test_a_recipe_with_odd_words_reads_back(recipe_file: Path, tmp_path: Path) -
     recipe = load_recipe(recipe_file, [COLUMN, words, "data.vectors.point_radius_m=5"])
     (tmp_path / "recipe.toml").write_text(recipe_text(recipe))
     assert load_recipe(tmp_path / "recipe.toml") == recipe
+
+
+def test_a_scene_across_180_degrees_has_what_lies_on_either_side(
+    recipe_file: Path, tmp_path: Path, make_raster: Callable[..., Path]
+) -> None:
+    grid = Affine(0.01, 0, 179.5, 0, -0.01, -17)
+    pixels = np.full((6, 50, 100), 0.3, np.float32)
+    image = make_raster(tmp_path / "fiji.tif", pixels, crs=WGS84, transform=grid)
+    shapes = [shapely.box(179.6, -17.2, 179.8, -17.1), shapely.box(-179.8, -17.4, -179.7, -17.1)]
+    labels = write(tmp_path / "a.gpkg", shapes, ["cloud", "cirrus"], WGS84)
+    found = codes_of(recipe_file, labels, f"data.scene.0.image={image}")
+    needed = np.full((50, 100), IGNORED)
+    needed[10:20, 10:30] = 1
+    needed[10:40, 70:80] = 2
+    np.testing.assert_array_equal(found, needed)
