@@ -194,14 +194,16 @@ def _add_overviews(joined: Path, nodata: int) -> None:
     """
     with rasterio.open(joined) as dataset:
         narrow, wide = sorted(dataset.shape)
-    if narrow * BLOCK < wide:
+    levels = 0
+    while wide >> levels > BLOCK:
+        levels += 1
+    if not narrow >> levels:
         return
     tree = ElementTree.parse(joined)
     band = tree.find("VRTRasterBand")
     assert band is not None
-    finer, number = joined, 0
-    while wide > BLOCK:
-        number, wide = number + 1, wide // 2
+    finer = joined
+    for number in range(1, levels + 1):
         coarser = joined.with_name(f"{joined.stem}-overview-{number}.tif")
         _halve(finer, coarser, nodata)
         overview = ElementTree.SubElement(band, "Overview")

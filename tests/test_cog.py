@@ -5,9 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+from affine import Affine
 from rasterio.enums import Resampling
+from rasterio.windows import Window
 
-from geodeploy.cog import halve
+from geodeploy.cog import Frame, encode, halve, join, make_cog
+from geodeploy.products import ClassMap
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
@@ -25,3 +28,18 @@ def test_the_most_frequent_of_four_is_that_of_gdal(tmp_path: Path, absent: float
         dataset.build_overviews([2], Resampling.mode)
     with rasterio.open(path, overview_level=0) as dataset:
         np.testing.assert_array_equal(halve(values, 255), dataset.read(1))
+
+
+@pytest.mark.parametrize(("height", "width"), [(3, 1026), (1026, 3), (2, 1026), (1, 513), (9, 4200)])
+def test_a_strip_a_few_pixels_wide_becomes_a_map_too(tmp_path: Path, height: int, width: int) -> None:
+    values = np.random.default_rng(0).integers(0, 3, (1, height, width)).astype(np.uint8)
+    (tmp_path / "part.tif").write_bytes(encode(values))
+    counts = np.bincount(values.ravel(), minlength=256)[np.newaxis]
+    product = ClassMap([0, 1, 2], 255)
+    frame = Frame(Window(0, 0, width, height), None, Affine.identity())
+    joined, cog = tmp_path / "map.vrt", tmp_path / "map.tif"
+    join(joined, product, frame, {"part.tif": frame.window}, first=1, counts=counts, tags={})
+    make_cog(joined, cog, product, counts)
+    with rasterio.open(cog) as dataset:
+        np.testing.assert_array_equal(dataset.read(), values)
+        assert dataset.overviews(1)
