@@ -285,7 +285,7 @@ def _open_layer(
                 f"{Path(path).name} lies on the ground by {len(dataset.gcps[0])} control points alone. "
                 "Rectify it first: gdalwarp -tps (or -order 1) in.tif out.tif."
             )
-        alpha = set(alpha_bands(dataset)) - set(indexes)
+        alpha = sorted(set(alpha_bands(dataset)) - set(indexes))
         flags = [dataset.mask_flag_enums[index - 1] for index in indexes]
         every_flag = {flag for of_band in flags for flag in of_band}
         layer = Layer(
@@ -293,12 +293,12 @@ def _open_layer(
             indexes=indexes,
             places=[place for place, _ in chosen],
             dtype=np.result_type(*types),
-            one_type=len(set(types)) == 1,
+            one_type=len({dataset.dtypes[index - 1] for index in (*indexes, *alpha)}) == 1,
             nodata=[
                 dataset.nodatavals[asset.index - 1] if asset.nodata is None else asset.nodata
                 for asset in assets
             ],
-            alpha=sorted(alpha),
+            alpha=alpha,
             masked=MaskFlags.per_dataset in every_flag and MaskFlags.alpha not in every_flag,
             bands_masked=not all(flags),
             grid=Grid(dataset.crs, dataset.transform, dataset.height, dataset.width),

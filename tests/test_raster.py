@@ -250,6 +250,18 @@ def test_bands_of_several_files_types_scales_and_nodata_values_are_one_raster(
     np.testing.assert_array_equal(valid, judge)
 
 
+def test_an_alpha_band_of_another_type_is_respected(make_raster: MakeRaster, tmp_path: Path) -> None:
+    stored = numbers("uint16", (1, 40, 50))
+    pixels = make_raster(tmp_path / "pixels.tif", stored, names=[])
+    shown = np.random.default_rng(1).integers(0, 2, (1, 40, 50)).astype(np.uint8) * 255
+    alpha = make_raster(tmp_path / "alpha.tif", shown, names=[])
+    bands = [virtual_band(pixels, "UInt16", name) for name in THREE]
+    bands.append(virtual_band(alpha, "Byte", "", "<ColorInterp>Alpha</ColorInterp>"))
+    found, valid = read_all(virtual(tmp_path / "stack.vrt", bands))
+    np.testing.assert_array_equal(found, np.repeat(stored, 3, axis=0))
+    np.testing.assert_array_equal(valid, shown[0] > 0)
+
+
 def test_a_mask_that_one_band_has_for_itself_is_respected(
     make_raster: MakeRaster, tmp_path: Path
 ) -> None:
