@@ -416,6 +416,7 @@ def _job(session: Session, raster: Raster, options: PredictOptions, plan: Plan) 
     places = repr([part.window.flatten() for part in plan.parts])
     given = options.model_dump(exclude=_INDIFFERENT | _RESOLVED)
     given |= {"overlap": plan.grid.overlap, "bands": raster.indexes}
+    given["earlier"] = [identify([str(date)])[0] for date in options.earlier]  # in their order
     return {
         "scene": scene,
         "state of the scene": state,

@@ -124,6 +124,31 @@ def test_the_order_of_the_dates_counts(model: Path, dates: list[Path], tmp_path:
         assert (mapped.read(1) != expected(dates)).any()
 
 
+@pytest.mark.parametrize("change", ["order", "content"])
+def test_parts_made_of_other_dates_are_not_gone_on_with(
+    model: Path, dates: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, change: str
+) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(done: int, whole: int) -> None:
+        raise Stop
+
+    first, second, last = dates
+    output, options = tmp_path / "map.tif", PredictOptions(earlier=(first, second))
+    with pytest.raises(Stop):
+        predict(last, model, output, options=options, progress=stop)
+    if change == "order":
+        options = PredictOptions(earlier=(second, first))
+    else:
+        with rasterio.open(second, "r+") as dataset:
+            dataset.write(dataset.read()[:, ::-1])
+    predict(last, model, output, options=options)
+    assert "starting afresh" in caplog.text
+    with rasterio.open(output) as mapped:
+        np.testing.assert_array_equal(mapped.read(1), expected([*options.earlier, last]))
+
+
 def test_too_few_dates_and_too_many_are_refused(
     model: Path, dates: list[Path], pointwise: Any, small_scene: Path, tmp_path: Path
 ) -> None:
