@@ -54,7 +54,7 @@ class PredictOptions(BaseModel):
     """Asking for ``cuda`` and getting the CPU is an error."""
     earlier: tuple[Path, ...] = ()
     """The place of the scene at earlier dates, oldest first, for a model that takes several. All are
-    read on one grid; a pixel without data at one date has no class."""
+    read on the scene's grid; a pixel without data at one date has no class."""
     bands: tuple[str, ...] | None = None
     """Names or 1-based numbers of the scene's bands in the model's order."""
     scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0

@@ -174,8 +174,8 @@ def open_raster(
 ) -> Iterator[Raster]:
     """The bands ``band_names`` of the scene at ``path``, in that order, on one grid.
 
-    The grid is that of the band with the smallest pixels, or one of ``gsd_m`` from the same corner;
-    bands on another grid are resampled to it as they are read, linearly.
+    The grid is that of the scene's band with the smallest pixels, or one of ``gsd_m`` from the same
+    corner; bands on another grid are resampled to it as they are read, linearly.
 
     Args:
         path: What `find_source` takes: a raster file, or several that make a scene.
@@ -230,10 +230,9 @@ def _open(
         _open_layer(path, [(place, asset) for place, asset in enumerate(chosen) if asset.path == path])
         for path in dict.fromkeys(asset.path for asset in chosen)
     ]
-    # Of those with pixels of one size, the grid of the last date.
-    last = len(chosen) - len(band_names)
-    candidates = sorted((layer for layer, _, _ in opened), key=lambda layer: max(layer.places) < last)
-    grid = min((layer.grid for layer in candidates), key=lambda grid: abs(grid.transform.determinant))
+    last = len(chosen) - len(band_names)  # the earlier dates' places come before it
+    grids = [layer.grid for layer, _, _ in opened if max(layer.places) >= last]
+    grid = min(grids, key=lambda grid: abs(grid.transform.determinant))
     if gsd_m is not None:
         grid = _with_gsd(grid, gsd_m, source.name)
     placed = [(layer, _axes(layer, grid, source.name)) for layer, _, _ in opened]

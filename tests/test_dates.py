@@ -13,9 +13,11 @@ import rasterio
 from affine import Affine
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from rasterio.windows import Window
 
 from geodeploy import PredictOptions, predict, predict_scenes
 from geodeploy.errors import ModelError, OutputError, SourceError
+from geodeploy.raster import open_raster
 from geodeploy.spec import METADATA_KEY, ModelSpec
 
 Make = Callable[..., Any]
@@ -105,6 +107,24 @@ def test_the_map_is_of_all_dates_on_the_grid_of_the_last(
         assert [share.band for share in report.unseen] == names
 
 
+@pytest.mark.parametrize("gsd_m", [5, 20])
+def test_the_grid_is_that_of_the_last_date_whatever_the_pixels_of_the_others(
+    make_raster: Make, tmp_path: Path, gsd_m: int
+) -> None:
+    earlier, last = tmp_path / "earlier.tif", tmp_path / "last.tif"
+    side = 1400 // gsd_m
+    ramp = np.add.outer(np.arange(side), np.arange(side)).astype(np.uint16) * gsd_m  # in metres
+    place = GRID @ Affine.translation(-20, -20) @ Affine.scale(gsd_m / 10)
+    make_raster(earlier, ramp[np.newaxis], names=["red"], transform=place)
+    make_raster(last, np.ones((1, 70, 90), np.uint16), names=["red"], transform=GRID)
+    with open_raster(last, earlier=[earlier], band_names=["red"]) as raster:
+        assert (raster.transform, raster.height, raster.width) == (GRID, 70, 90)
+        pixels, valid = raster.read_pixels(Window(0, 0, 90, 70))
+    assert valid.all()
+    centres = np.add.outer(np.arange(70), np.arange(90)) * 10 + 2 * (200 + 10 / 2 - gsd_m / 2)
+    np.testing.assert_allclose(pixels[0], centres, atol=1)  # a linear ramp stays one
+
+
 def test_dates_are_named_one_by_one_on_the_command_line(
     model: Path, dates: list[Path], tmp_path: Path
 ) -> None:
@@ -128,15 +148,12 @@ def test_the_order_of_the_dates_counts(model: Path, dates: list[Path], tmp_path:
 def test_parts_made_of_other_dates_are_not_gone_on_with(
     model: Path, dates: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, change: str
 ) -> None:
-    class Stop(Exception):
-        pass
-
     def stop(done: int, whole: int) -> None:
-        raise Stop
+        raise KeyboardInterrupt
 
     first, second, last = dates
     output, options = tmp_path / "map.tif", PredictOptions(earlier=(first, second))
-    with pytest.raises(Stop):
+    with pytest.raises(KeyboardInterrupt):
         predict(last, model, output, options=options, progress=stop)
     if change == "order":
         options = PredictOptions(earlier=(second, first))
