@@ -2,8 +2,10 @@
 
 import json
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,13 @@ import pyogrio
 import shapely
 from numpy.typing import NDArray
 from pyarrow.parquet import ParquetFile
+from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.errors import CRSError
 from rasterio.features import rasterize
 from rasterio.warp import transform as warp
 from rasterio.warp import transform_bounds
-from shapely import GeometryType
+from shapely import GeometryType, GEOSException
 
 from geodeploy.dataset import WARNINGS
 from geodeploy.errors import LabelError, SourceError, first_line
@@ -33,7 +36,11 @@ _STEP = 128
 _CORNERS = 128
 """Of the polygon that stands for a circle: its sides lie within 0.03 % of the radius."""
 _SHOWN = 5
+_LONGEST = 60
+"""Characters of a text that are shown."""
 _WGS84 = CRS.from_epsg(4326)
+Box = tuple[float, float, float, float]
+"""Left, bottom, right and top."""
 _AXIS_M, _ECCENTRICITY2 = 6_378_137.0, 0.00669437999014
 """Of WGS 84."""
 
@@ -52,7 +59,7 @@ def draw_codes(path: Path, raster: Raster, recipe: Recipe) -> NDArray[np.uint8]:
     """The labels in ``path`` as positions in the recipe's classes, (H, W); `IGNORED` where none lies.
 
     A pixel belongs to a polygon, or to the circle around a point, in which its centre lies. Memory:
-    three bytes a pixel, and the features near the scene.
+    three bytes a pixel, and the features near the scene; of GeoParquet all in the file.
 
     Raises:
         SourceError: the file cannot be read.
@@ -85,8 +92,7 @@ def _read_by_gdal(path: Path, vectors: Vectors, raster: Raster) -> Features:
             layer=layer,
             columns=[vectors.class_column],
             force_2d=True,
-            # What a point reaches is not in its bounds.
-            bbox=None if vectors.point_radius_m else _bounds(raster, crs),
+            bbox=_bounds(raster, crs, vectors.point_radius_m),
         )
     except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError) as error:
         raise SourceError(
@@ -95,7 +101,7 @@ def _read_by_gdal(path: Path, vectors: Vectors, raster: Raster) -> Features:
         ) from error
     if not len(wkb) and not about["features"]:
         raise LabelError(f"{path.name} holds no feature: there is nothing to learn from.")
-    return Features(shapely.from_wkb(wkb), _texts(column), crs)
+    return Features(_geometries(wkb, path), _texts(column), crs)
 
 
 def _read_parquet(path: Path, vectors: Vectors, raster: Raster) -> Features:
@@ -122,8 +128,24 @@ def _read_parquet(path: Path, vectors: Vectors, raster: Raster) -> Features:
     # Longitude and latitude where the key is absent; null says that nobody knows (GeoParquet 1.1).
     named = described.get("crs", "OGC:CRS84")
     crs = _crs(json.dumps(named) if isinstance(named, dict) else named, path)
-    geometries = shapely.force_2d(shapely.from_wkb(table[name].to_numpy()))
-    return Features(geometries, _texts(table[vectors.class_column].to_numpy()), crs)
+    geometries = shapely.force_2d(_geometries(table[name].to_numpy(), path))
+    bounds, near = _bounds(raster, crs, vectors.point_radius_m), ~shapely.is_missing(geometries)
+    if bounds is not None:
+        boxes = shapely.bounds(geometries)
+        near = (boxes[:, :2] <= bounds[2:]).all(axis=1) & (boxes[:, 2:] >= bounds[:2]).all(axis=1)
+    column = table[vectors.class_column].to_numpy()
+    return Features(geometries[near], _texts(column[near]), crs)
+
+
+def _geometries(wkb: NDArray[np.object_], path: Path) -> NDArray[np.object_]:
+    try:
+        geometries: NDArray[np.object_] = shapely.from_wkb(wkb)
+    except (GEOSException, TypeError) as error:
+        raise LabelError(
+            f"{path.name} holds a geometry that is none ({first_line(error)}). Mend it: ogr2ogr "
+            f"-makevalid labels.gpkg {path.name}."
+        ) from error
+    return geometries
 
 
 def _only_layer(path: Path) -> str:
@@ -156,31 +178,48 @@ def _crs(definition: str | None, path: Path) -> CRS:
         raise LabelError(f"{path.name}: its CRS is not known to PROJ ({first_line(error)}).") from error
 
 
-def _bounds(raster: Raster, crs: CRS) -> tuple[float, float, float, float] | None:
-    """A box around the scene in ``crs``; None where there is none, as across 180 degrees."""
+def _bounds(raster: Raster, crs: CRS, radius_m: float | None) -> Box | None:
+    """A box in ``crs`` around the scene and the points whose circles of ``radius_m`` reach into it.
+
+    None where there is none, as across 180 degrees.
+    """
     corners = [
         raster.transform @ corner
         for corner in ((0, 0), (raster.width, 0), (0, raster.height), (raster.width, raster.height))
     ]
     xs, ys = zip(*corners, strict=True)
-    left, bottom, right, top = transform_bounds(
-        raster.crs, crs, min(xs), min(ys), max(xs), max(ys), densify_pts=50
-    )
-    if not (left <= right and bottom <= top and np.isfinite([left, bottom, right, top]).all()):
+    box, source = (min(xs), min(ys), max(xs), max(ys)), raster.crs
+    if radius_m is not None:
+        degrees = _moved(box, source, _WGS84)
+        if degrees is None:
+            return None
+        left, bottom, right, top = degrees
+        around = shapely.points([left, left, right, right], [bottom, top, bottom, top])
+        box, source = shapely.total_bounds(_circles(around, _WGS84, radius_m)).tolist(), _WGS84
+    moved = _moved(box, source, crs)
+    if moved is None:
         return None
+    left, bottom, right, top = moved
     if crs.is_geographic and (left < -180 or right > 180):
         return None
     aside = 0.1 * max(right - left, top - bottom)
     return left - aside, bottom - aside, right + aside, top + aside
 
 
+def _moved(box: Box, source: CRS, target: CRS) -> Box | None:
+    left, bottom, right, top = transform_bounds(source, target, *box, densify_pts=50)
+    if left <= right and bottom <= top and np.isfinite([left, bottom, right, top]).all():
+        return left, bottom, right, top
+    return None
+
+
 def _texts(column: NDArray[Any]) -> NDArray[np.object_]:
     """The values as text, 3.0 as 3: whole numbers with gaps come as floats; None for the gaps."""
     texts = np.empty(len(column), object)
     for place, value in enumerate(column.tolist()):
-        if value is None or value != value:  # NaN  # noqa: PLR0124
+        if value is None or (isinstance(value, float) and math.isnan(value)):
             continue
-        whole = isinstance(value, float) and value.is_integer()
+        whole = isinstance(value, float | Decimal) and value % 1 == 0
         texts[place] = str(int(value) if whole else value).strip()
     return texts
 
@@ -225,7 +264,7 @@ def _positions(texts: NDArray[np.object_], path: Path, recipe: Recipe) -> NDArra
 
 
 def _several(texts: Sequence[str]) -> str:
-    shown = ", ".join(texts[:_SHOWN])
+    shown = ", ".join(" ".join(text.split())[:_LONGEST] for text in texts[:_SHOWN])
     return shown if len(texts) <= _SHOWN else f"{shown} and {len(texts) - _SHOWN} more"
 
 
@@ -261,14 +300,18 @@ def _placed(geometries: NDArray[np.object_], crs: CRS, raster: Raster) -> NDArra
 
     if not len(geometries):
         return geometries
+    absent = (
+        f"The labels of {raster.name} have points that do not exist in its CRS, {raster.crs}. "
+        "Clip them to the surroundings of the scene."
+    )
     if crs != raster.crs:
         geometries = shapely.segmentize(geometries, _STEP * _pixel_size(raster, crs))
-    placed: NDArray[np.object_] = shapely.transform(geometries, place)
+    try:
+        placed: NDArray[np.object_] = shapely.transform(geometries, place)
+    except CPLE_BaseError as error:
+        raise LabelError(absent) from error
     if not np.isfinite(shapely.get_coordinates(placed)).all():
-        raise LabelError(
-            f"The labels of {raster.name} have points that do not exist in its CRS, {raster.crs}. "
-            "Clip them to the surroundings of the scene."
-        )
+        raise LabelError(absent)
     return placed
 
 

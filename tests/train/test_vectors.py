@@ -288,6 +288,50 @@ def test_what_is_wrong_with_the_file_is_said_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["a.gpkg", "a.parquet"])
+@pytest.mark.parametrize("radius", [None, 90])
+def test_features_around_the_world_are_left_aside(
+    recipe_file: Path, tmp_path: Path, name: str, radius: int | None
+) -> None:
+    """Where UTM ends, and at the poles; but not a point beside the scene that reaches into it."""
+    xs, ys, utm = centres(recipe_file.parent / "image.tif")
+    beside = in_crs(shapely.Point(xs[50, 0] - 70, ys[50, 0]), utm, WGS84)
+    within = in_crs(shapely.Point(xs[9, 9], ys[9, 9]), utm, WGS84)
+    far = [shapely.Point(x, y) for x, y in [(90, 3), (5, 90), (100, -90), (179, 80), (-99, -45)]]
+    labels = write(tmp_path / name, [*far, beside, within], ["cirrus"] * 5 + ["cloud"] * 2, WGS84)
+    found = codes_of(
+        recipe_file, labels, *([f"data.vectors.point_radius_m={radius}"] if radius else [])
+    )
+    assert found[9, 9] == 1
+    assert found[50, 0] == (1 if radius else IGNORED)
+    assert 2 not in found
+
+
+def geojson(path: Path, corners: list[tuple[float, float]], kind: object) -> Path:
+    geometry = {"type": "Polygon", "coordinates": [corners]}
+    feature = {"type": "Feature", "properties": {"kind": kind}, "geometry": geometry}
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
+    return path
+
+
+@pytest.mark.filterwarnings("ignore:Non closed ring:RuntimeWarning")  # GDAL's own word on it
+def test_odd_features_are_refused_in_one_line(recipe_file: Path, tmp_path: Path) -> None:
+    xs, ys, utm = centres(recipe_file.parent / "image.tif")
+    move = pyproj.Transformer.from_crs(utm.to_wkt(), 4326, always_xy=True).transform
+    inner = [move(xs[row, col], ys[row, col]) for row, col in [(9, 9), (9, 40), (40, 9), (9, 9)]]
+    world = [(-180.0, -90.0), (180.0, -90.0), (180.0, 90.0), (-180.0, 90.0), (-180.0, -90.0)]
+    for corners, kind, words in [
+        (inner[:2], "cloud", r"a\.geojson holds a geometry that is none"),
+        (world, "cloud", "points that do not exist in its CRS"),
+        (inner, ["cloud"] * 30, r"kind says \['cloud' 'cloud'"),
+        (inner, "a\nb", r"kind says a b, which is none of"),
+    ]:
+        with pytest.raises(LabelError, match=words) as caught:
+            codes_of(recipe_file, geojson(tmp_path / "a.geojson", corners, kind))
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 300
+
+
 def test_words_that_are_no_class_are_listed(
     recipe_file: Path, tmp_path: Path, blots: list[Any]
 ) -> None:
