@@ -17,6 +17,7 @@ from affine import Affine
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.errors import RasterioIOError
 from rasterio.windows import Window
 
 from geodeploy.asset import Asset, Source
@@ -180,10 +181,11 @@ class ArrayDataset:
         band = band or next((dim for dim in array.dims if dim == "band"), None)
         extra = [dim for dim in array.dims if dim not in axes and dim != band]
         array = array.isel(dict.fromkeys(extra, 0))
-        self._array = array.expand_dims("band").transpose("band", *axes) if band is None else (
-            array.transpose(band, *axes)
-        )  # fmt: skip
-        self.count, self.height, self.width = self._array.shape
+        # An axis for a single band is put in after reading: xarray would read everything for it.
+        self._array = array.transpose(*axes) if band is None else array.transpose(band, *axes)
+        self._alone = band is None
+        self.height, self.width = self._array.shape[-2:]
+        self.count = 1 if self._alone else self._array.shape[0]
         self.crs, self.transform = _place(array, axes, name)
         self.descriptions = _labels(array, band, self.count)
         self.dtypes = (str(array.dtype),) * self.count
@@ -219,10 +221,23 @@ class ArrayDataset:
     def read(
         self, indexes: int | Sequence[int], *, window: Window, out_dtype: Any = None
     ) -> NDArray[Any]:
-        """Bands by their 1-based numbers in a window."""
-        places = indexes - 1 if isinstance(indexes, int) else [index - 1 for index in indexes]
-        part = np.asarray(self._array[(places, *window.toslices())].values)
-        return part if out_dtype is None else part.astype(out_dtype)
+        """Bands by their 1-based numbers in a window.
+
+        Raises:
+            RasterioIOError: the store is damaged there, as rasterio would say it.
+        """
+        places = [index - 1 for index in ([indexes] if isinstance(indexes, int) else indexes)]
+        part = window.toslices() if self._alone else (places, *window.toslices())
+        try:
+            read = np.asarray(self._array[part].values)
+        except MemoryError:
+            raise
+        except Exception as error:  # each store and codec has errors of its own
+            raise RasterioIOError(first_line(error)) from error
+        if self._alone:
+            read = np.stack([read] * len(places))
+        read = read[0] if isinstance(indexes, int) else read
+        return read if out_dtype is None else read.astype(out_dtype)
 
 
 @contextmanager

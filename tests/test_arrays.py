@@ -98,6 +98,62 @@ def test_a_store_is_read_and_mapped_as_the_geotiff_is(
         np.testing.assert_array_equal(ours.read(), map_.read())
 
 
+@pytest.mark.parametrize("kind", ["NetCDF", "Zarr 2", "Zarr 3"])
+def test_a_damaged_chunk_ends_the_run_in_one_line_or_is_left_out(
+    pointwise: Any, tmp_path: Path, kind: str
+) -> None:
+    if kind == "NetCDF":
+        path = tmp_path / "scene.nc"
+        packed = {name: {"zlib": True, "chunksizes": (50, 65)} for name in SIX}
+        cube().to_netcdf(path, encoding=packed)
+        damage(path, slice(-30_000, -20_000))
+    else:
+        path = write(tmp_path, kind)
+        (*_, chunk) = sorted(file for file in (path / "nir").rglob("*") if file.stat().st_size > 5000)
+        damage(chunk, slice(0, 200))
+    output = tmp_path / "map.tif"
+    with pytest.raises(SourceError, match="cannot be read") as caught:
+        predict(path, pointwise.path, output)
+    assert "\n" not in str(caught.value)
+    assert not output.exists()
+    report = predict(path, pointwise.path, output, options=PredictOptions(on_error="skip"))
+    assert report.holes
+    assert not report.is_whole
+
+
+@pytest.mark.parametrize("kind", ["NetCDF", "Zarr 3"])
+def test_only_the_chunks_that_are_asked_for_are_read(tmp_path: Path, kind: str) -> None:
+    counter = Path("/proc/self/io")
+    if not counter.exists():
+        pytest.skip("only Linux counts what a process reads")
+    noise = np.random.default_rng(0).integers(0, 2**16, (4000, 4000), np.uint16)
+    made = xarray.Dataset({"red": (("y", "x"), noise)})
+    path = tmp_path / kind
+    if kind == "NetCDF":
+        path = path.with_suffix(".nc")
+        made.to_netcdf(path, encoding={"red": {"chunksizes": (200, 200)}})
+    else:
+        made.to_zarr(
+            path.with_suffix(".zarr"), consolidated=False, encoding={"red": {"chunks": (200, 200)}}
+        )
+        path = path.with_suffix(".zarr")
+    with open_raster(path, band_names=["red"]) as raster:
+        raster.read(Window(0, 0, 10, 10))  # the libraries, too, are read
+    before = counter.read_text()
+    with open_raster(path, band_names=["red"]) as raster:
+        np.testing.assert_array_equal(
+            raster.read(Window(300, 400, 100, 100)).stored[0], noise[400:500, 300:400]
+        )
+    read = [int(text.split("rchar:")[1].split()[0]) for text in (before, counter.read_text())]
+    assert read[1] - read[0] < noise.nbytes / 2
+
+
+def damage(file: Path, part: slice) -> None:
+    content = bytearray(file.read_bytes())
+    content[part] = b"\xff" * len(content[part])
+    file.write_bytes(content)
+
+
 def test_an_array_goes_in_and_one_comes_out(judge: Path, pointwise: Any, tmp_path: Path) -> None:
     array = as_array()
     before = array.copy(deep=True)
