@@ -52,8 +52,8 @@ class Area:
         row, col = window.row_off - block.row, window.col_off - block.col
         part = np.s_[row : row + window.height, col : col + window.width]
         valid = block.valid[part] & self.inside(window)
-        disagreement = None if block.disagreement is None else block.disagreement[part]
-        return Block(window.row_off, window.col_off, block.probs[:, *part], valid, disagreement)
+        disagreement = None if block.disagreement is None else block.disagreement[:, *part]
+        return Block(window.row_off, window.col_off, block.mean[:, *part], valid, disagreement)
 
     def needed(self, tiles: Iterable[CutTile]) -> Iterator[CutTile]:
         """``tiles``, without data those that no pixel of the area lies in: they need not be run."""

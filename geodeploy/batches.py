@@ -107,28 +107,29 @@ def stack_tiles(
         yield Batch(members, pixels)
 
 
-def probabilities(session: Session, batch: Batch) -> NDArray[np.float32]:
-    """What the model says of each place in ``batch.pixels``: (size, K, tile, tile), summing to 1.
+def whole_answers(session: Session, batch: Batch) -> NDArray[np.float32]:
+    """What the model says of each place in ``batch.pixels``, (size, K, tile, tile).
+
+    That is probabilities, which sum to 1, or the quantities of a regression.
 
     Raises:
         ModelError: it is no number, or no probability.
     """
     outputs = _outputs(session, batch)
     check_finite(outputs, batch.run)
-    if session.spec.output == "logits":
-        return softmax(outputs)
-    check_probabilities(outputs)
-    return outputs
+    if session.spec.output == "probabilities":
+        check_probabilities(outputs)
+    return softmax(outputs) if session.spec.output == "logits" else outputs
 
 
 def answers(session: Session, batch: Batch) -> tuple[NDArray[np.float32], dict[int, str]]:
-    """The `probabilities`, and what is wrong with those of a place, which are not to be looked at."""
+    """The `whole_answers`, and what is wrong with those of a place, which are not to be looked at."""
     outputs = _outputs(session, batch)
     faults = {}
     for place, values in enumerate(outputs):
         if not are_finite(values):
             faults[place] = "The model returned NaN or infinity"
-        elif session.spec.output != "logits" and not are_probabilities(values[np.newaxis]):
+        elif session.spec.output == "probabilities" and not are_probabilities(values[np.newaxis]):
             faults[place] = "The model returned what are no probabilities"
         else:
             continue
@@ -139,6 +140,6 @@ def answers(session: Session, batch: Batch) -> tuple[NDArray[np.float32], dict[i
 def _outputs(session: Session, batch: Batch) -> NDArray[np.float32]:
     run = batch.run
     if not run:
-        shape = 0, len(session.spec.classes), session.spec.tile, session.spec.tile
+        shape = 0, len(session.spec.outputs), session.spec.tile, session.spec.tile
         return np.empty(shape, np.float32)
     return session.run(batch.pixels)[: len(run)]

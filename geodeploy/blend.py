@@ -1,22 +1,25 @@
 """Join overlapping tiles into one map, holding only what a later tile can still change. No I/O.
 
-Where tiles overlap, their probabilities are averaged with weights that fade towards a tile's edge.
-The weights are a product of one factor along the rows and one along the columns, so the average is
-taken in two steps: along a row of tiles, then between rows. Each step is a running mean,
+Where tiles overlap, what they say (probabilities of classes, or quantities) is averaged with weights
+that fade towards a tile's edge. The weights are a product of one factor along the rows and one along
+the columns, so the average is taken in two steps: along a row of tiles, then between rows. Each step is
+a running mean,
 
     mean += share * (new - mean),      share = weight of the new tile / weight of all so far,
 
 which equals the weighted sum divided by the sum of the weights, needs no array of weights, and
 leaves tiles that agree exactly as they are.
 
-How far the tiles disagree comes along as one more plane, their variance about that mean: each step
-mixes the variances of both sides and adds the one between them (Chan, Golub and LeVeque 1979),
+How far the tiles disagree comes along as one more plane, or one for each quantity: their variance
+about that mean. Each step mixes the variances of both sides and adds the one between them (Chan, Golub
+and LeVeque 1979),
 
     variance = mix(variance, new variance) + share * (1 - share) * |new - mean|².
 
 It is the weighted mean of |p - q|² / 2 over all pairs of tiles, each paired with itself too. Divided
 by the weight of the pairs of two tiles, its root is the disagreement: 0 where all tiles say the same,
-1 where each is sure of a class of its own, |p - q| / sqrt(2) between two tiles, whatever they weigh.
+|p - q| / sqrt(2) between two tiles, whatever they weigh; of probabilities, 1 where each is sure of a
+class of its own.
 """
 
 from collections.abc import Callable, Sequence
@@ -154,13 +157,13 @@ class Block:
     row: int
     """Of the raster, its first."""
     col: int
-    probs: NDArray[np.float32]
-    """(K, h, w): the mean of all tiles that cover it. Use it before the next tile goes in."""
+    mean: NDArray[np.float32]
+    """(K, h, w): of all tiles that cover it. Use it before the next tile goes in."""
     valid: NDArray[np.bool_]
     """(h, w): where the scene has data."""
     disagreement: NDArray[np.float32] | None = None
-    """(h, w), 0 to 1: how far the tiles that cover a pixel are apart; NaN where one alone does, or one
-    of them has no answer. None unless it was asked for."""
+    """(1, h, w) of probabilities, (K, h, w) of quantities: how far the tiles that cover a pixel are
+    apart; NaN where one alone does, or one of them has no answer. None unless it was asked for."""
     answered: NDArray[np.bool_] | None = None
     """(h, w): where a tile took part; None for everywhere."""
 
@@ -169,31 +172,32 @@ class Mosaic:
     """The map as it grows: tiles go in by rows from the top left, final blocks come out.
 
     Memory: P x overlap x width x 4 bytes of seam to the next row of tiles and P x tile² x 8 bytes
-    of seam to the next tile, the width being that of the region; P is the number of classes and two,
-    and one more with the disagreement. Nothing grows with the height.
+    of seam to the next tile, the width being that of the region; P is the number of outputs and two,
+    and with the disagreement one more, or for quantities as many again. Nothing grows with the height.
 
     Args:
         grid: Where the tiles lie.
         region: The part of it that is mapped.
-        classes: The number K of the model's outputs.
+        outputs: The number K of the model's outputs.
         blend: How overlapping tiles are weighed.
-        disagreement: Whether blocks tell how far the tiles are apart.
+        disagreement: In how many planes blocks tell how far the tiles are apart: 1 for the outputs
+            together, K for each by itself.
     """
 
     def __init__(
         self,
         grid: TileGrid,
         region: Region,
-        classes: int,
+        outputs: int,
         *,
         blend: Blend,
-        disagreement: bool = False,
+        disagreement: int = 0,
     ) -> None:
         self._grid = grid
         self._region = region
-        self._classes = classes
+        self._outputs = outputs
         self._disagreement = disagreement
-        planes = classes + disagreement
+        planes = outputs + disagreement
         weights = WEIGHTS[blend](grid.tile, grid.overlap)
         # Past the first few, every tile has as many others before it: the shares repeat.
         places = min(max(len(grid.rows), len(grid.cols)), -(-grid.tile // grid.stride) + 1)
@@ -214,7 +218,7 @@ class Mosaic:
     def add(
         self,
         tile: Tile,
-        probs: NDArray[np.float32] | None,
+        answer: NDArray[np.float32] | None,
         valid: NDArray[np.bool_],
         *,
         failed: bool = False,
@@ -223,20 +227,21 @@ class Mosaic:
 
         Args:
             tile: The next one in the region's order.
-            probs: Probabilities (K, tile, tile), padding included; overwritten. None for a tile
-                without data.
+            answer: Probabilities or quantities (K, tile, tile), padding included; overwritten. None
+                for a tile without data.
             valid: (height, width) of the tile's window, True where the scene has data.
-            failed: Whether the tile takes no part, for want of an answer: ``probs`` is None then.
+            failed: Whether the tile takes no part, for want of an answer, which is None then.
         """
         rows, cols, seam = tile.rows, tile.cols, self._grid.overlap
         height, width = rows.stop - rows.begin, cols.stop - cols.begin
-        if probs is None:
-            mean = np.zeros((self._classes, height, width), np.float32)
+        if answer is None:
+            mean = np.zeros((self._outputs, height, width), np.float32)
         else:
             top, left = rows.begin - rows.start, cols.begin - cols.start
-            mean = probs[:, top : top + height, left : left + width]
+            mean = answer[:, top : top + height, left : left + width]
         if self._disagreement:
-            mean = np.concatenate([mean, np.zeros((1, height, width), np.float32)])
+            variance = np.zeros((self._disagreement, height, width), np.float32)
+            mean = np.concatenate([mean, variance])
         heard = np.full((height, width), 0.0 if failed else 1.0)
 
         if cols.begin > 0 and seam:
@@ -266,28 +271,30 @@ class Mosaic:
         answered = None if heard.all() else heard > 0
         if not self._disagreement:
             return Block(rows.begin, cols.begin, mean, inside, answered=answered)
-        apart = self._apart(tile, mean[-1])
-        apart[heard < 1] = np.nan  # the pairs that there are have other weights
-        return Block(rows.begin, cols.begin, mean[:-1], inside, apart, answered)
+        apart = self._apart(tile, mean[self._outputs :])
+        apart[:, heard < 1] = np.nan  # the pairs that there are have other weights
+        return Block(rows.begin, cols.begin, mean[: self._outputs], inside, apart, answered)
 
     def _mixed(
         self, mean: NDArray[np.float32], new: NDArray[np.float32], share: NDArray[np.float32]
     ) -> NDArray[np.float32]:
-        """The planes after ``new`` (P, h, w), whose last is the variance if that was asked for."""
+        """The planes after ``new`` (P, h, w), the last of which are variances if asked for."""
         mixed = mix(mean, new, share)
         if self._disagreement:
-            for old, young in zip(mean[:-1], new[:-1], strict=True):
-                mixed[-1] += share * (1 - share) * (young - old) ** 2
+            variances = mixed[self._outputs :]
+            for place in range(self._outputs):
+                between = share * (1 - share) * (new[place] - mean[place]) ** 2
+                variances[place % self._disagreement] += between
         return mixed
 
     def _apart(self, tile: Tile, variance: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The disagreement (h, w) of what ``tile`` settles."""
-        height, width = variance.shape
+        """The disagreement, of the shape of the ``variance``, in what ``tile`` settles."""
+        height, width = variance.shape[1:]
         down = self._paired[self._place(tile.rows)][:height, np.newaxis]
         across = self._paired[self._place(tile.cols)][:width]
         pairs = (down + across - down * across).astype(np.float32)
         square = np.divide(variance, pairs, out=np.full_like(variance, np.nan), where=pairs > 0)
-        return np.minimum(np.sqrt(square), 1)
+        return np.sqrt(square)
 
     def _place(self, span: Span) -> int:
         """Of a tile in its row or column, counted as long as the shares differ."""

@@ -1,6 +1,5 @@
 """One raster of a run as a Cloud Optimized GeoTIFF: parts joined, overviews made, all read back."""
 
-import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,9 +19,11 @@ from rasterio.windows import Window
 
 from geodeploy.machine import usable_cores
 from geodeploy.products import Product
-from geodeploy.spec import SegmentationClass
+from geodeploy.spec import NODATA, SegmentationClass
+from geodeploy.tally import TALLIES, Tally, add_up
 
 BLOCK = 512
+_GDAL_TYPES = {"uint8": "Byte", "float32": "Float32"}
 _COLUMNS = 8 * BLOCK
 """Of what is read back at once."""
 
@@ -59,7 +60,7 @@ def join(
     files: Mapping[str, Window],
     *,
     first: int,
-    counts: NDArray[np.int64],
+    tallies: Sequence[Tally],
     tags: Mapping[str, str],
     classes: Sequence[SegmentationClass] = (),
 ) -> None:
@@ -71,7 +72,7 @@ def join(
         frame: Where it lies.
         files: By their names, what of the scene each shows.
         first: The number of the product's first band in the files.
-        counts: Pixels of each stored value, (bands, 256).
+        tallies: What the pixels of each band come to.
         tags: Of the whole file.
         classes: Give the colours of a class map.
     """
@@ -90,18 +91,20 @@ def join(
         band = ElementTree.SubElement(
             root,
             "VRTRasterBand",
-            dataType="Byte",
+            dataType=_GDAL_TYPES[product.dtype],
             band=str(place + 1),
             blockXSize=side,
             blockYSize=side,
         )
-        _add_tags(band, _statistics(counts[place], product.nodata))
+        _add_tags(band, tallies[place].statistics())
         ElementTree.SubElement(band, "Description").text = name
         ElementTree.SubElement(band, "NoDataValue").text = str(product.nodata)
+        if product.units:
+            ElementTree.SubElement(band, "UnitType").text = product.units[place]
         if product.scale != 1:
             ElementTree.SubElement(band, "Scale").text = repr(product.scale)
         if classes:
-            _add_colours(band, classes, product.nodata)
+            _add_colours(band, classes)
         for file, window in files.items():
             _add_source(band, file, first + place, window, frame)
     ElementTree.ElementTree(root).write(path, encoding="utf-8")
@@ -113,30 +116,12 @@ def _add_tags(element: ElementTree.Element, tags: Mapping[str, str]) -> None:
         ElementTree.SubElement(metadata, "MDI", key=key).text = value
 
 
-def _statistics(counts: NDArray[np.int64], nodata: int) -> dict[str, str]:
-    """What GDAL would find in a band, from the pixels of each value; nothing without a valid one."""
-    found = {value: int(count) for value, count in enumerate(counts) if count and value != nodata}
-    pixels = sum(found.values())
-    if not pixels:
-        return {}
-    # Whole numbers: the same sums however the map is cut.
-    total = sum(value * count for value, count in found.items())
-    squares = sum(value * value * count for value, count in found.items())
-    return {
-        "STATISTICS_MINIMUM": str(min(found)),
-        "STATISTICS_MAXIMUM": str(max(found)),
-        "STATISTICS_MEAN": f"{total / pixels:.14g}",
-        "STATISTICS_STDDEV": f"{math.sqrt(squares * pixels - total * total) / pixels:.14g}",
-        "STATISTICS_VALID_PERCENT": f"{100 * pixels / int(counts.sum()):.4g}",
-    }
-
-
-def _add_colours(band: ElementTree.Element, classes: Sequence[SegmentationClass], nodata: int) -> None:
+def _add_colours(band: ElementTree.Element, classes: Sequence[SegmentationClass]) -> None:
     ElementTree.SubElement(band, "ColorInterp").text = "Palette"
     table = ElementTree.SubElement(band, "ColorTable")
     colours = {item.value: (*item.rgb, 255) for item in classes}
     for number in range(256):
-        absent = (0, 0, 0, 0 if number == nodata else 255)
+        absent = (0, 0, 0, 0 if number == NODATA else 255)
         cells = map(str, colours.get(number, absent))
         entry = dict(zip(("c1", "c2", "c3", "c4"), cells, strict=True))
         ElementTree.SubElement(table, "Entry", entry)
@@ -154,35 +139,35 @@ def _add_source(
     ElementTree.SubElement(source, "DstRect", xOff=str(col), yOff=str(row), xSize=width, ySize=height)
 
 
-def make_cog(joined: Path, cog: Path, product: Product, counts: NDArray[np.int64]) -> None:
+def make_cog(joined: Path, cog: Path, product: Product, tallies: Sequence[Tally]) -> None:
     """Write what is ``joined`` as a COG, and read all of it.
 
     Raises:
-        OSError: it does not hold as many pixels of each value as ``counts`` (bands, 256) say.
+        OSError: its bands are not what ``tallies`` tell of them.
     """
     with quiet():
         if product.overviews == "mode":
-            _add_overviews(joined, product.nodata)
+            _add_overviews(joined, NODATA)
         rasterio_copy(
             joined,
             cog,
             driver="COG",
             blocksize=BLOCK,
             compress="deflate",
+            predictor="no" if product.dtype == "uint8" else "yes",
             overview_resampling=product.overviews,
             statistics="auto",  # those of the joined raster
             bigtiff="if_safer",
             num_threads=str(usable_cores()),
         )
         # A full disk does not always stop GDAL: what it has written is looked at, all of it.
-        found = np.zeros_like(counts)
-        for blocks in _blocks(cog):
-            for place, values in enumerate(blocks):
-                found[place] += np.bincount(values.ravel(), minlength=256)
+        kind = TALLIES[product.dtype]
+        pieces = zip(*([kind.of(band) for band in blocks] for blocks in _blocks(cog)), strict=True)
+        found = [add_up(band) for band in pieces]
         for level in range(_overviews(cog)):
             for _ in _blocks(cog, overview_level=level):
                 pass
-    if (found != counts).any():
+    if not all(tally.holds(band) for tally, band in zip(tallies, found, strict=True)):
         raise OSError("what was written reads otherwise")
 
 
@@ -247,7 +232,7 @@ def _overviews(cog: Path) -> int:
         return len(dataset.overviews(1))
 
 
-def _blocks(cog: Path, **level: int) -> Iterator[NDArray[np.uint8]]:
+def _blocks(cog: Path, **level: int) -> Iterator[NDArray[Any]]:
     """All of a raster, a few of its blocks at a time."""
     with rasterio.open(cog, **level) as dataset:
         for row in range(0, dataset.height, BLOCK):

@@ -5,9 +5,11 @@ Memory does not depend on the scene's height. Beyond the model's own session it 
     stripes   (tile + 4 x 256) rows x width x (bands x bytes a stored value + 1 for validity);
               four of the file's own blocks where those are taller than 256 rows; of files that are
               resampled, the blocks of three stripes besides
-    seams     (classes + 2) x overlap x width x 4; with the disagreement as for one class more
-    batches   3 x batch x tile² x (bands + 2 x classes) x 4: one is stacked, one runs, one is blended
-    map       about 512 rows x width, twice; as much for each band of the rasters beside it
+    seams     (outputs + 2) x overlap x width x 4; with the disagreement as for one output more, or, of
+              quantities, as for twice as many
+    batches   3 x batch x tile² x (bands + 2 x outputs) x 4: one is stacked, one runs, one is blended
+    map       about 512 rows x width x bytes a stored value, twice; as much for each band of the rasters
+              beside it
     GDAL      its block cache, 16 MiB
 
 The width is the scene's, or that of a panel: stripes, seams and what is written together stay below
@@ -18,11 +20,12 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import rasterio
@@ -33,8 +36,7 @@ from rasterio.windows import Window
 from geodeploy import __version__
 from geodeploy.ahead import read_ahead
 from geodeploy.aoi import Area, find_area
-from geodeploy.area import class_extents, column_areas
-from geodeploy.batches import Batch, answers, cut_tiles, probabilities, stack_tiles
+from geodeploy.batches import Batch, answers, cut_tiles, stack_tiles, whole_answers
 from geodeploy.blend import Block, Mosaic
 from geodeploy.clean import CleanOptions, clean_raster
 from geodeploy.cog import Frame
@@ -53,11 +55,12 @@ from geodeploy.parts import (
     noted_job,
     plan_parts,
 )
-from geodeploy.products import ClassMap, Confidence, Disagreement, Probabilities, Product
+from geodeploy.products import Product
 from geodeploy.raster import Raster, check_range, ground_sample_distance_m, open_raster
-from geodeploy.report import BusyShares, ClassArea, Hole, Report, UnseenShare
+from geodeploy.report import BusyShares, Hole, Report, UnseenShare
 from geodeploy.runtime import Session
 from geodeploy.spec import ModelSpec
+from geodeploy.tasks import Task, task_of
 from geodeploy.tiles import TileGrid
 from geodeploy.unseen import UnseenCount, sum_unseen
 from geodeploy.writer import MapWriter, beside
@@ -113,19 +116,19 @@ def map_scene(
                 tags = _tags(session, raster, options, plan, unseen, holes)
                 with stages.write:
                     writer.finish(tags | (plan.cleaning.tags if plan.cleaning else {}))
-            counts = writer.counts()
-            stored = {product.name: writer.counts(product) for product in plan.others}
-    if not counts[spec.class_values].any() and not holes:
+            tallies = writer.tallies()
+            stored = {product.name: writer.tallies(product) for product in plan.others}
+    if not tallies[0].valid and not holes:
         notes.append(f"{source.name} holds no valid pixel: the whole map is nodata.")
         log.warning(notes[-1])
-    elif "disagreement" in stored and not stored["disagreement"][:, : spec.nodata].any():
+    elif "disagreement" in stored and not stored["disagreement"][0].valid:
         notes.append(f"No pixel of {source.name} lies in two tiles: the disagreement is nodata.")
         log.warning(notes[-1])
     for note in _unseen_notes(source.name, unseen):
         notes.append(note)
         log.warning(note)
     report = _report(
-        source, output, session, raster, options, plan, stages, kept, counts, unseen, notes
+        source, output, session, raster, options, plan, stages, kept, tallies, unseen, notes
     )
     return report.model_copy(update={"holes": holes, "tiles_failed": failed})
 
@@ -160,6 +163,7 @@ class Plan:
     parts: list[Part]
     batch: int
     """Tiles in one forward pass."""
+    task: Task
     others: list[Product]
     """What is written beside the map."""
     cleaning: CleanOptions
@@ -168,46 +172,47 @@ class Plan:
 def _plan(raster: Raster, spec: ModelSpec, options: PredictOptions) -> Plan:
     overlap = spec.overlap if options.overlap is None else options.overlap
     grid = TileGrid(raster.height, raster.width, spec.tile, overlap)
-    others = _others(spec, overlap, options)
+    task = task_of(spec)
+    others = _others(task, overlap, options)
     area = asked_area(raster, options)
     window = area.window if area else Window(0, 0, raster.width, raster.height)
-    columns = PANEL_BYTES // _column_bytes(raster, spec, overlap, others)
+    columns = PANEL_BYTES // _column_bytes(raster, spec, overlap, task, others)
     parts = plan_parts(grid, columns=columns, within=window)
     # Batches of nearly one size: nine tiles at eight a batch are five and four, not eight and one.
     tiles = sum(len(part.rows) * len(part.cols) for part in parts)
     batch = -(-tiles // -(-tiles // options.batch))
     cleaning = CleanOptions(smooth=options.smooth, sieve=options.sieve)
-    return Plan(grid, area, window, parts, batch, others, cleaning)
+    return Plan(grid, area, window, parts, batch, task, others, cleaning)
 
 
-def _others(spec: ModelSpec, overlap: int, options: PredictOptions) -> list[Product]:
+def _others(task: Task, overlap: int, options: PredictOptions) -> list[Product]:
     """What is to be written beside the map."""
     if options.disagreement and (options.blend == "crop" or not overlap):
         raise GridError(
             "--disagreement compares tiles where they overlap and are mixed, but "
             + ("--blend crop takes each pixel from one: use cosine." if overlap else "--overlap is 0.")
         )
-    make: dict[str, Callable[[], Product]] = {
-        "confidence": Confidence,
-        "probabilities": lambda: Probabilities([item.name for item in spec.classes]),
-        "disagreement": Disagreement,
-    }
-    return [make[name]() for name in options.beside]
+    return task.others(options)
 
 
 def _writer(output: Path, journal: Journal, raster: Raster, spec: ModelSpec, plan: Plan) -> MapWriter:
-    window, cleaning = plan.window, plan.cleaning
-    corner = Affine.translation(window.col_off, window.row_off)
+    cleaning = plan.cleaning
     return MapWriter(
         output,
         journal=journal,
         parts=plan.parts,
-        frame=Frame(window, raster.crs, raster.transform @ corner),
+        frame=_frame(raster, plan),
         classes=spec.classes,
-        product=ClassMap(spec.class_values, spec.nodata),
+        product=plan.task.product,
         others=plan.others,
         clean=(lambda joined, to: clean_raster(joined, to, cleaning)[0]) if cleaning else None,
     )
+
+
+def _frame(raster: Raster, plan: Plan) -> Frame:
+    window = plan.window
+    corner = Affine.translation(window.col_off, window.row_off)
+    return Frame(window, raster.crs, raster.transform @ corner)
 
 
 def _map_missing(
@@ -235,9 +240,9 @@ def _map_missing(
             mosaic = Mosaic(
                 grid,
                 region,
-                len(spec.classes),
+                len(spec.outputs),
                 blend=options.blend,
-                disagreement=options.disagreement,
+                disagreement=plan.task.apart if options.disagreement else 0,
             )
             skip = options.on_error == "skip"
             with closing(_settle(batches, session, mosaic, stages, holes, skip=skip)) as settled:
@@ -270,14 +275,13 @@ def _report(
     plan: Plan,
     stages: "Stages",
     kept: int,
-    counts: NDArray[np.int64],
+    tallies: Sequence[Any],
     unseen: tuple[UnseenShare, ...] | None,
     notes: Sequence[str],
 ) -> Report:
     spec, seconds = session.spec, stages.elapsed
     height, width = plan.window.height, plan.window.width
-    valid_pixels = int(counts[spec.class_values].sum())
-    areas_m2 = _areas_m2(raster, counts, output)
+    valid_pixels = tallies[0].valid
     return Report(
         scene=source,
         map=output,
@@ -308,27 +312,10 @@ def _report(
             blend=stages.blend.seconds / seconds,
             write=stages.write.seconds / seconds,
         ),
-        classes=tuple(
-            ClassArea(
-                value=item.value,
-                name=item.name,
-                pixels=int(counts[item.value]),
-                share=float(counts[item.value] / max(valid_pixels, 1)),
-                area_m2=areas_m2.get(item.value),
-            )
-            for item in spec.classes
-        ),
+        **plan.task.told(tallies, _frame(raster, plan), output),
         unseen=unseen,
         warnings=tuple(notes),
     )
-
-
-def _areas_m2(raster: Raster, counts: NDArray[np.int64], output: Path) -> dict[int, float | None]:
-    """The area of each value, as `class_extents` has it; the map is read where pixels differ by row."""
-    if raster.crs is not None and raster.crs.is_geographic:
-        return {item.value: item.area_m2 for item in class_extents(output)}
-    edges = column_areas(raster.crs, raster.transform, 1)
-    return {} if edges is None else dict(enumerate((counts * edges[1]).tolist()))
 
 
 class Stages:
@@ -367,7 +354,7 @@ def _settle(
     """
 
     def infer(batch: Batch) -> tuple[Batch, NDArray[np.float32], dict[int, str]]:
-        return batch, *(answers(session, batch) if skip else (probabilities(session, batch), {}))
+        return batch, *(answers(session, batch) if skip else (whole_answers(session, batch), {}))
 
     timed = stages.model.timed(infer)
     with closing(read_ahead(timed, batches, workers=1, ahead=_BATCHES_AHEAD)) as inferred:
@@ -386,18 +373,22 @@ def _settle(
 def memory_bytes(raster: Raster, spec: ModelSpec, plan: Plan) -> int:
     """What a run holds at its fullest beyond the model's session: the sum at the top of this module."""
     widest = max(int(plan.grid.part(part.rows, part.cols).source.width) for part in plan.parts)
-    values = plan.batch * spec.tile**2 * (len(spec.planes) + 2 * len(spec.classes))
-    columns = widest * _column_bytes(raster, spec, plan.grid.overlap, plan.others)
+    values = plan.batch * spec.tile**2 * (len(spec.planes) + 2 * len(spec.outputs))
+    columns = widest * _column_bytes(raster, spec, plan.grid.overlap, plan.task, plan.others)
     return columns + 4 * values * (_BATCHES_AHEAD + 1) + GDAL_CACHE_BYTES
 
 
-def _column_bytes(raster: Raster, spec: ModelSpec, overlap: int, others: Sequence[Product]) -> int:
+def _column_bytes(
+    raster: Raster, spec: ModelSpec, overlap: int, task: Task, others: Sequence[Product]
+) -> int:
     """What a column takes of all that is as wide as the panel: stripes, seams, rows to be written."""
     rows = min(spec.tile + (_AHEAD + 2) * raster.stripe_rows, raster.height)
     stripes = rows * (len(spec.planes) * raster.dtype.itemsize + 1)
     stripes += math.ceil(sum(layer.held_bytes for layer in raster.layers))
-    planes = len(spec.classes) + 2 + any(isinstance(product, Disagreement) for product in others)
-    written = 2 * ROWS * (1 + sum(len(product.bands) for product in others))
+    apart = task.apart if any(product.name == "disagreement" for product in others) else 0
+    planes = len(spec.outputs) + 2 + apart
+    stored = sum(len(product.bands) for product in (task.product, *others))
+    written = 2 * ROWS * stored * np.dtype(task.product.dtype).itemsize
     return stripes + 4 * planes * overlap + written
 
 
@@ -539,7 +530,7 @@ def _tags(
         "GEODEPLOY_OFFSET": repr(options.offset),
         "GEODEPLOY_GSD": str(options.gsd),
         "GEODEPLOY_AOI": plan.area.digest if plan.area else "none",
-        "GEODEPLOY_CLASSES": "; ".join(f"{item.value} {item.name}" for item in spec.classes),
+        **plan.task.tags(),
         "GEODEPLOY_LICENCE": spec.licence,
         "GEODEPLOY_UNSEEN": _unseen_tag(unseen),
         "GEODEPLOY_HOLES": str(sum(hole.pixels for hole in holes)),

@@ -1,35 +1,40 @@
-"""What is written of a model's probabilities: the class of each pixel, and how sure of it one may be.
+"""What is written of a model's answers: classes or quantities, and how sure of them one may be.
 
 Whatever is a share is stored in bytes: 0 to 250 for 0 to 1, with the scale 0.004 as a tag.
 """
 
+import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from geodeploy.blend import Block, best_class
-from geodeploy.spec import NODATA
+from geodeploy.spec import NODATA, Target
 
 SCALE = 0.004
 """What a stored byte is multiplied with: a short decimal that a tag can say exactly."""
 
 
 class Product(Protocol):
-    """One raster of bytes that a run writes."""
+    """One raster that a run writes."""
 
     name: str
     """Ends the name of its file, unless it is the map itself."""
     bands: Sequence[str]
     """Their descriptions."""
-    nodata: int
+    units: Sequence[str]
+    """Of each band; empty where there are none."""
+    dtype: str
+    """``uint8`` or ``float32``, the same for all rasters of a run."""
+    nodata: float
     scale: float
     """What stored values are multiplied with to give what they mean."""
     overviews: str
     """The resampling that makes them, by GDAL's name."""
 
-    def of(self, block: Block) -> NDArray[np.uint8]:
+    def of(self, block: Block) -> NDArray[Any]:
         """What to write of ``block``, (bands, h, w)."""
         ...
 
@@ -39,20 +44,21 @@ class ClassMap:
 
     Args:
         values: The class value of each of the model's outputs.
-        nodata: Written where the scene has no data.
     """
 
     name, scale, overviews = "class", 1.0, "mode"
+    dtype = "uint8"
+    nodata: float = NODATA
     bands: Sequence[str] = ("class",)
+    units: Sequence[str] = ()
 
-    def __init__(self, values: Sequence[int], nodata: int) -> None:
-        self.nodata = nodata
+    def __init__(self, values: Sequence[int]) -> None:
         self._values = np.array(values, np.uint8)
 
     def of(self, block: Block) -> NDArray[np.uint8]:
         """Class values (1, h, w)."""
-        classes = self._values[best_class(block.probs)]
-        return np.where(block.valid, classes, np.uint8(self.nodata))[np.newaxis]
+        classes = self._values[best_class(block.mean)]
+        return np.where(block.valid, classes, np.uint8(NODATA))[np.newaxis]
 
 
 class Confidence:
@@ -60,11 +66,13 @@ class Confidence:
 
     name, scale, overviews = "confidence", SCALE, "average"
     bands: Sequence[str] = ("confidence",)
-    nodata: int = NODATA
+    dtype = "uint8"
+    nodata: float = NODATA
+    units: Sequence[str] = ()
 
     def of(self, block: Block) -> NDArray[np.uint8]:
         """Stored shares (1, h, w)."""
-        return _stored(block.probs.max(axis=0, keepdims=True), block.valid)
+        return _stored(block.mean.max(axis=0, keepdims=True), block.valid)
 
 
 class Probabilities:
@@ -75,14 +83,16 @@ class Probabilities:
     """
 
     name, scale, overviews = "probabilities", SCALE, "average"
-    nodata: int = NODATA
+    dtype = "uint8"
+    nodata: float = NODATA
+    units: Sequence[str] = ()
 
     def __init__(self, classes: Sequence[str]) -> None:
         self.bands = classes
 
     def of(self, block: Block) -> NDArray[np.uint8]:
         """Stored shares (K, h, w)."""
-        return _stored(block.probs, block.valid)
+        return _stored(block.mean, block.valid)
 
 
 class Disagreement:
@@ -90,14 +100,48 @@ class Disagreement:
 
     name, scale, overviews = "disagreement", SCALE, "average"
     bands: Sequence[str] = ("disagreement",)
-    nodata: int = NODATA
+    dtype = "uint8"
+    nodata: float = NODATA
+    units: Sequence[str] = ()
 
     def of(self, block: Block) -> NDArray[np.uint8]:
         """Stored shares (1, h, w)."""
         assert block.disagreement is not None
         compared = np.isfinite(block.disagreement)
         found = np.where(compared, block.disagreement, np.float32(0))
-        return _stored(found[np.newaxis], block.valid & compared)
+        return _stored(found, block.valid & compared)
+
+
+class Quantities:
+    """The quantities at each pixel, in their units.
+
+    Args:
+        targets: What they are, in the order of the model's outputs.
+    """
+
+    name, scale, overviews = "quantities", 1.0, "average"
+    dtype = "float32"
+    nodata: float = math.nan
+    """No number that could be one of the quantities; GDAL, QGIS and numpy all know it."""
+
+    def __init__(self, targets: Sequence[Target]) -> None:
+        self.bands: Sequence[str] = [target.name for target in targets]
+        self.units: Sequence[str] = [target.unit for target in targets]
+
+    def of(self, block: Block) -> NDArray[np.float32]:
+        """The numbers (K, h, w), NaN without data."""
+        return np.where(block.valid, block.mean, np.float32(np.nan))
+
+
+class Spread(Quantities):
+    """How far the tiles that cover a pixel are apart in each quantity; NaN where one alone does."""
+
+    name = "disagreement"
+
+    def of(self, block: Block) -> NDArray[np.float32]:
+        """The distances (K, h, w), in the units."""
+        assert block.disagreement is not None
+        return np.where(block.valid, block.disagreement, np.float32(np.nan))
 
 
 def _stored(shares: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.uint8]:

@@ -28,6 +28,26 @@ class ClassArea(_Frozen):
     is turned against the meridians."""
 
 
+class TargetSummary(_Frozen):
+    """What one quantity ranges over in the map, in its unit; None where no pixel holds data."""
+
+    name: str
+    unit: str
+    pixels: int
+    minimum: float | None
+    maximum: float | None
+    mean: float | None
+    std: float | None
+
+    def __str__(self) -> str:
+        if self.mean is None:
+            return f"{self.name:<20} no data"
+        return (
+            f"{self.name:<20} mean {self.mean:.4g}, std {self.std:.4g}, {self.minimum:.4g} to "
+            f"{self.maximum:.4g} {self.unit}"
+        ).rstrip()
+
+
 class UnseenShare(_Frozen):
     """How much of one band lies outside what the model saw in training."""
 
@@ -134,7 +154,8 @@ class Report(_Frozen):
     """What such a run holds at its fullest beyond the model's session, by the sum that
     `geodeploy.engine` states."""
     busy: BusyShares
-    classes: tuple[ClassArea, ...]
+    classes: tuple[ClassArea, ...] = ()
+    targets: tuple[TargetSummary, ...] = ()
     unseen: tuple[UnseenShare, ...] | None
     """Each band, from a regular sample of the scene; None if the model does not know what it saw."""
     warnings: tuple[str, ...]
@@ -164,6 +185,7 @@ class Report(_Frozen):
         for item in self.classes:
             area = "" if item.area_m2 is None else f"  {item.area_m2 / 1e6:12.2f} km²"
             lines.append(f"  {item.value:>3}  {item.name:<20} {item.share:6.1%}{area}")
+        lines += [f"  {item}" for item in self.targets]
         if self.pixels_kept:
             share = self.pixels_kept / (self.height * self.width)
             lines.append(f"  {share:.0%} of it kept from a run that was stopped")

@@ -80,6 +80,28 @@ class SegmentationClass(_Frozen):
         return red, green, blue
 
 
+class Target(_Frozen):
+    """One quantity of the map."""
+
+    name: Annotated[str, Field(min_length=1)]
+    """What is measured: ``canopy_height``."""
+    unit: str = ""
+    """Of labels and map: ``m``, ``Mg/ha``; empty for plain numbers."""
+    valid_range: Range | None = None
+    """What the quantity can be; labels outside are refused. None for any number."""
+    mean: float | None = None
+    """Of the training labels, in the unit; None when not known."""
+    std: PositiveFloat | None = None
+    """Of the training labels: what errors are measured by."""
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.unit})" if self.unit else self.name
+
+
+Task = Literal["segmentation", "regression"]
+"""Classes of pixels, or quantities at each."""
+
+
 class Backbone(_Frozen):
     """Where the encoder comes from."""
 
@@ -103,15 +125,17 @@ class Method(_Frozen):
 class Parity(_Frozen):
     """How far the exported model is from the tuned one, on real tiles."""
 
-    argmax_agreement: float
-    """Share of pixels with the same class, 0 to 1, in ONNX Runtime."""
+    argmax_agreement: float | None = None
+    """Share of pixels with the same class, 0 to 1, in ONNX Runtime; None where there are no classes."""
+    spread_diff: float | None = None
+    """Largest difference over the standard deviation of the labels, in ONNX Runtime; of quantities."""
     report_sha256: str
     runtimes: tuple[str, ...] = ("onnxruntime",)
     """In which the report found it to do the same."""
 
 
 class ModelSpec(_Frozen):
-    """All that is needed to run a segmentation model over a scene.
+    """All that is needed to run a model over a scene.
 
     Raises:
         SpecError: from `from_json` and `read`, in one line.
@@ -119,7 +143,7 @@ class ModelSpec(_Frozen):
 
     spec_version: Literal[1] = SPEC_VERSION
     name: str
-    task: Literal["segmentation"] = "segmentation"
+    task: Task = "segmentation"
     bands: Annotated[tuple[Band, ...], Field(min_length=1)]
     units: str = "reflectance"
     tile: PositiveInt
@@ -130,11 +154,15 @@ class ModelSpec(_Frozen):
     """Dates of the same place that the model takes together, oldest first."""
     gsd_m: PositiveFloat | None = None
     """Ground sample distance of the training scenes; None when it does not matter."""
-    classes: Annotated[tuple[SegmentationClass, ...], Field(min_length=2)]
+    classes: Annotated[tuple[SegmentationClass, ...], Field(min_length=2)] = ()
+    """Of a segmentation, in the order of the model's outputs."""
+    targets: Annotated[tuple[Target, ...], Field(min_length=1)] = ()
+    """Of a regression, in the order of the model's outputs."""
     ignore: tuple[int, ...] = ()
-    """Label values that are no class and carry neither loss nor score."""
-    output: Literal["logits", "probabilities"] = "logits"
-    """``probabilities`` where the graph ends in a softmax of its own."""
+    """Label values that carry neither loss nor score."""
+    output: Literal["logits", "probabilities", "values"] = "logits"
+    """``probabilities`` where the graph ends in a softmax of its own; ``values``, in the units of the
+    targets, always and only of a regression."""
     layout: Layout = "NCHW"
     """The axes of the graph's input and output. NHWC has the bands, and the classes, last; NCTHW has
     an axis for the dates in its input. In the others the bands of one date follow those of another."""
@@ -145,6 +173,7 @@ class ModelSpec(_Frozen):
     input_range: Range | None = None
     """What 0 and 1 of the graph's input stand for, in the spec's units; None where it takes those."""
     nodata: Literal[255] = NODATA
+    """Of class maps; maps of quantities have NaN."""
     backbone: Backbone | None = None
     method: Method | None = None
     precision: str = "fp32"
@@ -152,12 +181,29 @@ class ModelSpec(_Frozen):
     licence: str = ""
     parity: Parity | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _output_of_the_task(cls, document: Any) -> Any:
+        if isinstance(document, dict) and document.get("task") == "regression":
+            return {"output": "values"} | document
+        return document
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        of_regression = self.task == "regression"
+        for key, given, needed in (
+            ("classes", bool(self.classes), not of_regression),
+            ("targets", bool(self.targets), of_regression),
+            ("outputs that are values", self.output == "values", of_regression),
+        ):
+            if given != needed:
+                wrong = "are missing for" if needed else "are not for"
+                raise ValueError(f"{key} {wrong} task {self.task}")
         for what, values in (
             ("band names", [band.name for band in self.bands]),
             ("class values", [item.value for item in self.classes]),
             ("class names", [item.name for item in self.classes]),
+            ("target names", [item.name for item in self.targets]),
         ):
             if len(set(values)) != len(values):
                 raise ValueError(f"{what} must differ, found {values}")
@@ -192,13 +238,19 @@ class ModelSpec(_Frozen):
         ]
 
     @property
+    def outputs(self) -> list[str]:
+        """The names of what the model gives for each pixel, in its order."""
+        return [item.name for item in self.classes] or [item.name for item in self.targets]
+
+    @property
     def class_values(self) -> list[int]:
         """In the order of the model's outputs."""
         return [item.value for item in self.classes]
 
     def to_json(self) -> str:
         """The document that `from_json` reads, with keys in one order."""
-        return self.model_dump_json(indent=1, exclude_none=True)
+        absent = {"targets"} if self.classes else {"classes", "nodata"}
+        return self.model_dump_json(indent=1, exclude_none=True, exclude=absent)
 
     @classmethod
     def from_json(cls, text: str | bytes, *, source: str) -> Self:

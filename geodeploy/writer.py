@@ -19,6 +19,10 @@ from geodeploy.errors import OutputError
 from geodeploy.parts import Journal, Part, sync
 from geodeploy.products import Product
 from geodeploy.spec import SegmentationClass
+from geodeploy.tally import TALLIES, Counts, add_up
+
+_ROWS = 64
+"""Tallied at a time."""
 
 
 def check_output(
@@ -81,7 +85,7 @@ def _check_is_writable(folder: Path, flag: str) -> None:
 class MapWriter:
     """A map and what lies beside it, which grow by parts and appear when all is whole.
 
-    The blocks of a part gather in memory, a byte a pixel and band. A part that is whole goes into the
+    The blocks of a part gather in memory, as the rasters store them. A part that is whole goes into the
     journal; `finish` makes a COG of each raster and moves them into place, the map last.
 
     Args:
@@ -90,8 +94,8 @@ class MapWriter:
         parts: All parts of the map.
         frame: Its size and place.
         classes: Their values, names and colours.
-        product: What is written of the probabilities as the map.
-        others: What is written beside it.
+        product: What is written of the model's answers as the map.
+        others: What is written beside it, in numbers of the same type.
         clean: Given the joined map and where to write it clean; the pixels of each value, (256,).
     """
 
@@ -119,10 +123,11 @@ class MapWriter:
             each.name: slice(stop - len(each.bands), stop)
             for each, stop in zip(self._products, stops, strict=True)
         }
-        self._counts: NDArray[np.int64] | None = None
+        self._kind = TALLIES[product.dtype]
+        self._tallies: list[Any] = []
         if journal.finished:
-            self._counts = np.array(journal.finished["counts"], np.int64)
-        self._canvas: NDArray[np.uint8] | None = None
+            self._tallies = list(map(self._kind.read, journal.finished["tallies"]))
+        self._canvas: NDArray[Any] | None = None
         self._filled = 0
 
     def add(self, part: Part, block: Block) -> bool:
@@ -130,7 +135,8 @@ class MapWriter:
         window = part.window
         if self._canvas is None:
             bands = sum(len(product.bands) for product in self._products)
-            self._canvas = np.empty((bands, window.height, window.width), np.uint8)
+            shape = (bands, window.height, window.width)
+            self._canvas = np.empty(shape, self._products[0].dtype)
             self._filled = 0
         height, width = block.valid.shape
         row, col = block.row - window.row_off, block.col - window.col_off
@@ -147,24 +153,30 @@ class MapWriter:
         assert self._canvas is not None
         assert self._filled == part.pixels, f"{self._filled} of the {part.pixels} pixels of {part}"
         pixels, self._canvas = self._canvas, None
-        counts = [np.bincount(band.ravel(), minlength=256).tolist() for band in pixels]
+        tallies = [self._tally(band).noted for band in pixels]
         try:
             # Through memory: Python tells of a full disk, GDAL does not always.
             files = {_part_name(part): encode(pixels)}
-            self._journal.save(part.number, files, {"counts": counts, **facts})
+            self._journal.save(part.number, files, {"tallies": tallies, **facts})
         except (RasterioError, OSError) as error:
             raise self._failed(error) from error
 
-    def counts(self, product: Product | None = None) -> NDArray[np.int64]:
-        """Pixels of each value of a ``product``, (bands, 256); of the map without one, (256,).
+    def tallies(self, product: Product | None = None) -> Sequence[Any]:
+        """What the pixels of each band of a ``product`` come to; of the map without one.
 
         They are those of the parts that are done, and those of the map once it is whole.
         """
-        total = self._counts
-        if total is None:
-            noted = [facts["counts"] for facts in self._journal.done.values()]
-            total = np.sum(np.array(noted, np.int64), axis=0)
-        return total[0] if product is None else total[self._bands[product.name]]
+        total = self._tallies or self._of_parts()
+        return total[self._bands[(product or self._products[0]).name]]
+
+    def _of_parts(self) -> list[Any]:
+        done = self._journal.done
+        noted = zip(*(done[number]["tallies"] for number in sorted(done)), strict=True)
+        return [add_up(map(self._kind.read, band)) for band in noted]
+
+    def _tally(self, band: NDArray[Any]) -> Any:
+        # A few rows at a time: sums in float64 take many times the bytes of what is summed.
+        return add_up(self._kind.of(band[row : row + _ROWS]) for row in range(0, len(band), _ROWS))
 
     def finish(self, tags: Mapping[str, str]) -> None:
         """Join the parts, move the rasters into place, remove the parts.
@@ -175,20 +187,23 @@ class MapWriter:
         done = self._journal.done
         assert len(done) == len(self._parts), f"{len(done)} of {len(self._parts)} parts"
         names = self._journal.folder / "names.aux.xml"
-        counts = np.sum(np.array([facts["counts"] for facts in done.values()], np.int64), axis=0)
-        self._counts = counts  # of the parts, which go with the journal
+        self._tallies = self._of_parts()  # they go with the journal
+        moves = {}
         try:
-            write_names(names, self._classes)
-            sync(names)
             # The map goes last: for a moment there may be names or doubts without it, but never the
             # map alone.
-            moves = {names.name: aux_path(self._output)}
+            if self._classes:
+                write_names(names, self._classes)
+                sync(names)
+                moves[names.name] = aux_path(self._output)
+            else:  # of a class map that this one replaces
+                aux_path(self._output).unlink(missing_ok=True)
             for product in reversed(self._products):
                 cog = self._make(product, tags)
                 sync(cog)
                 is_map = product is self._products[0]
                 moves[cog.name] = self._output if is_map else beside(self._output, product.name)
-            self._journal.move(moves, {"counts": self._counts.tolist()})
+            self._journal.move(moves, {"tallies": [tally.noted for tally in self._tallies]})
             with suppress(OSError):  # not every file system can do this to a folder
                 sync(self._output.absolute().parent)
         except (RasterioError, OSError) as error:
@@ -196,20 +211,20 @@ class MapWriter:
 
     def _make(self, product: Product, tags: Mapping[str, str]) -> Path:
         """The COG of one raster, in the folder of the parts."""
-        assert self._counts is not None
-        folder, counts = self._journal.folder, self.counts(product)
+        folder, tallies = self._journal.folder, self.tallies(product)
         joined, cog = folder / f"{product.name}.vrt", folder / f"{product.name}.tif"
         first = self._bands[product.name].start + 1
         files = {_part_name(part): part.window for part in self._parts}
         is_map = product is self._products[0]
         about: dict[str, Any] = {"tags": tags, "classes": self._classes if is_map else ()}
-        join(joined, product, self._frame, files, first=first, counts=counts, **about)
+        join(joined, product, self._frame, files, first=first, tallies=tallies, **about)
         if is_map and self._clean is not None:
-            counts[0] = self._clean(joined, folder / "clean.tif")
+            tallies = [Counts(self._clean(joined, folder / "clean.tif"))]
+            self._tallies[0] = tallies[0]
             files = {"clean.tif": self._frame.window}
-            join(joined, product, self._frame, files, first=1, counts=counts, **about)
+            join(joined, product, self._frame, files, first=1, tallies=tallies, **about)
         try:
-            make_cog(joined, cog, product, counts)
+            make_cog(joined, cog, product, tallies)
         except MemoryError:
             raise
         except Exception as error:  # some of what rasterio raises has no base but Exception

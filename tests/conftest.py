@@ -21,7 +21,7 @@ from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.windows import Window
 
-from geodeploy.spec import METADATA_KEY, Band, ModelSpec, SegmentationClass, default_color
+from geodeploy.spec import METADATA_KEY, Band, ModelSpec, SegmentationClass, Target, default_color
 
 settings.register_profile(
     "geodeploy",
@@ -135,8 +135,16 @@ def build_spec(
     mean: float = 0.2,
     valid_range: tuple[float, float] = (-0.2, 1.6),
     seen: tuple[float, float] | None = None,
+    targets: Sequence[Target] = (),
     **more: Any,
 ) -> ModelSpec:
+    if targets:
+        more |= {"task": "regression", "targets": targets}
+        values = ()
+    classes = tuple(
+        SegmentationClass(value=value, name=f"class {value}", color=default_color(place))
+        for place, value in enumerate(values)
+    )
     return ModelSpec(
         name="tiny",
         bands=tuple(
@@ -144,10 +152,7 @@ def build_spec(
         ),
         tile=tile,
         overlap=overlap,
-        classes=tuple(
-            SegmentationClass(value=value, name=f"class {value}", color=default_color(place))
-            for place, value in enumerate(values)
-        ),
+        **({"classes": classes} if classes else {}),
         **more,
     )
 
@@ -176,7 +181,7 @@ def build_model(
         weights: Instead of random ones.
     """
     spec = spec or build_spec()
-    bands, classes, tile = shape or (len(spec.bands), len(spec.classes), spec.tile)
+    bands, classes, tile = shape or (len(spec.bands), len(spec.outputs), spec.tile)
     random = np.random.default_rng(seed)
     sizes = [bands, *[2] * (len(kernels) - 1), classes]
     layers = weights or [

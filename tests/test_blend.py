@@ -99,7 +99,7 @@ def mapped(
         valid = np.ones((grid.height, grid.width), bool)
     count = len(tiles(0, 0))
     mosaic = Mosaic(grid, grid.whole, count, blend=blend)
-    classes = ClassMap(range(count), 255)
+    classes = ClassMap(range(count))
     result = np.full((grid.height, grid.width), 99, np.uint8)
     for tile in grid:
         probs = np.stack(tiles(tile.rows.begin, tile.cols.begin)).astype(np.float32)
@@ -112,7 +112,7 @@ def mapped(
 
 def place_of(block: Block) -> tuple[slice, slice]:
     height, width = block.valid.shape
-    assert block.probs.shape[1:] == (height, width)
+    assert block.mean.shape[1:] == (height, width)
     return np.s_[block.row : block.row + height, block.col : block.col + width]
 
 
@@ -197,7 +197,7 @@ def test_pixels_without_data_are_nodata_and_tiles_without_data_may_be_left_out(b
     valid = np.zeros((70, 90), bool)
     valid[20:40, 50:] = random.random((20, 40)) > 0.3
     mosaic = Mosaic(grid, grid.whole, 2, blend=blend)
-    classes = ClassMap([7, 9], 255)
+    classes = ClassMap([7, 9])
     found = np.zeros((70, 90), np.uint8)
     for tile in grid:
         inside = valid[tile.window.toslices()]
@@ -218,7 +218,7 @@ def settled(
     NaN where no block has settled them or two blocks have.
     """
     window, (classes, *_) = region.window, next(iter(tiles.values())).shape
-    mosaic = Mosaic(grid, region, classes, blend=blend, disagreement=True)
+    mosaic = Mosaic(grid, region, classes, blend=blend, disagreement=1)
     means = np.full((classes + 1, grid.height, grid.width), np.nan, np.float32)
     for tile in region:
         probs = tiles[tile.rows.begin, tile.cols.begin].copy()
@@ -226,8 +226,8 @@ def settled(
         block = mosaic.add(tile, probs, valid)
         if block is not None:
             area = (slice(None), *place_of(block))
-            apart = np.nan_to_num(block.disagreement, nan=-1)[np.newaxis]
-            found = np.concatenate([block.probs, apart])
+            apart = np.nan_to_num(block.disagreement, nan=-1)
+            found = np.concatenate([block.mean, apart])
             means[area] = np.where(np.isnan(means[area]), found, np.nan)
     rows, cols = window.toslices()
     assert np.isnan(np.delete(np.delete(means, rows, 1), cols, 2)).all()
@@ -316,7 +316,7 @@ def test_without_the_tiles_that_failed_the_blend_is_the_weighted_mean_of_the_oth
         block = mosaic.add(tile, probs, here, failed=place in failed)
         assert block is not None
         answered = True if block.answered is None else block.answered
-        mean[place_of(block)] = np.where(answered, block.probs[0], np.nan)
+        mean[place_of(block)] = np.where(answered, block.mean[0], np.nan)
     np.testing.assert_allclose(mean, judge, rtol=0, atol=WITHIN)
 
 

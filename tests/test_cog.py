@@ -11,6 +11,7 @@ from rasterio.windows import Window
 
 from geodeploy.cog import Frame, encode, halve, join, make_cog
 from geodeploy.products import ClassMap
+from geodeploy.tally import Counts
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
@@ -34,12 +35,12 @@ def test_the_most_frequent_of_four_is_that_of_gdal(tmp_path: Path, absent: float
 def test_a_strip_a_few_pixels_wide_becomes_a_map_too(tmp_path: Path, height: int, width: int) -> None:
     values = np.random.default_rng(0).integers(0, 3, (1, height, width)).astype(np.uint8)
     (tmp_path / "part.tif").write_bytes(encode(values))
-    counts = np.bincount(values.ravel(), minlength=256)[np.newaxis]
-    product = ClassMap([0, 1, 2], 255)
+    tallies = [Counts.of(values)]
+    product = ClassMap([0, 1, 2])
     frame = Frame(Window(0, 0, width, height), None, Affine.identity())
     joined, cog = tmp_path / "map.vrt", tmp_path / "map.tif"
-    join(joined, product, frame, {"part.tif": frame.window}, first=1, counts=counts, tags={})
-    make_cog(joined, cog, product, counts)
+    join(joined, product, frame, {"part.tif": frame.window}, first=1, tallies=tallies, tags={})
+    make_cog(joined, cog, product, tallies)
     with rasterio.open(cog) as dataset:
         np.testing.assert_array_equal(dataset.read(), values)
         assert dataset.overviews(1)

@@ -36,9 +36,10 @@ class Told:
     """Writes what the blocks hold, as it is."""
 
     name, bands, nodata, scale, overviews = "told", ("class",), 255, 1.0, "mode"
+    dtype, units = "uint8", ()
 
     def of(self, block: Block) -> NDArray[np.uint8]:
-        return block.probs.astype(np.uint8)
+        return block.mean.astype(np.uint8)
 
 
 def cut(length: int, cuts: Sequence[int]) -> list[tuple[int, int]]:
@@ -98,10 +99,10 @@ def write(
             writer.save(part, {})
         if stop is not None:
             raise stop
-        counts = writer.counts()
+        (counts,) = writer.tallies()
         writer.finish(tags)
     forget(path)
-    return counts
+    return counts.pixels
 
 
 def some(height: int, width: int) -> NDArray[np.uint8]:
@@ -332,11 +333,11 @@ def test_pixels_that_are_missing_or_belong_elsewhere_are_a_bug_that_shows(
         upper, lower = (next(blocks_of(part, classes)) for part in parts)
         with pytest.raises(AssertionError, match=r"10 x 30 pixels at 10, 0 are not of Part\(number=0"):
             writer.add(parts[0], lower)
-        half = Block(0, 0, upper.probs[:, :5], upper.valid[:5])
+        half = Block(0, 0, upper.mean[:, :5], upper.valid[:5])
         assert not writer.add(parts[0], half)
         with pytest.raises(AssertionError, match=r"150 of the 300 pixels of Part\(number=0"):
             writer.save(parts[0], {})
-        assert writer.add(parts[0], Block(5, 0, upper.probs[:, 5:], upper.valid[5:]))
+        assert writer.add(parts[0], Block(5, 0, upper.mean[:, 5:], upper.valid[5:]))
         writer.save(parts[0], {})
         with pytest.raises(AssertionError, match="1 of 2 parts"):
             writer.finish({})

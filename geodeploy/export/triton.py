@@ -57,13 +57,13 @@ def write_beside(folder: Path, name: str, spec: ModelSpec, tile: NDArray[np.floa
         name=json.dumps(name, ensure_ascii=False),
         batch=_MAX_BATCH,
         taken=taken,
-        given=[len(spec.classes), *side],
+        given=[len(spec.outputs), *side],
         output=spec.output,
         wait=_WAIT_MICROSECONDS,
         warmup=warmup,
     )
     (folder / CONFIG).write_text(config, encoding="utf-8")
-    labels = "".join(f"{item.name}\n" for item in spec.classes)
+    labels = "".join(f"{name}\n" for name in spec.outputs)
     (folder / "labels.txt").write_text(labels, encoding="utf-8")
     (folder / "warmup").mkdir()
     (folder / "warmup" / "tile").write_bytes(tile.astype("<f4").tobytes())

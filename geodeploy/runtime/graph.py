@@ -89,8 +89,8 @@ def read_onnx(path: Path) -> OnnxFile:
         raise SpecError(
             f"{path} does not say which bands and classes it has. Export it with `geodeploy export`, "
             f"or describe it in {beside.name} beside it: JSON with name, tile, overlap, bands (name, "
-            "mean, std, valid_range), classes (value, name, color) and, where needed, normalise, "
-            "layout, output."
+            "mean, std, valid_range), classes (value, name, color) or, with task regression, targets "
+            "(name, unit), and where needed normalise, layout, output."
         )
     return OnnxFile(path, content, ModelSpec.read(beside), weights)
 
@@ -139,8 +139,8 @@ def input_shape(spec: ModelSpec) -> list[int]:
 
 def output_shape(spec: ModelSpec) -> list[int]:
     """Of one tile as the graph returns it."""
-    side, classes = [spec.tile, spec.tile], len(spec.classes)
-    return [*side, classes] if spec.layout == "NHWC" else [classes, *side]
+    side, outputs = [spec.tile, spec.tile], len(spec.outputs)
+    return [*side, outputs] if spec.layout == "NHWC" else [outputs, *side]
 
 
 def to_graph(
@@ -179,7 +179,7 @@ def from_graph(
 def check_outputs(
     model: Path, spec: ModelSpec, pixels: NDArray[np.float32], outputs: NDArray[np.float32]
 ) -> None:
-    """Refuse what is not a value for each class and pixel.
+    """Refuse what is not a value for each output and pixel.
 
     Raises:
         ModelError: ``outputs`` has another shape.
@@ -188,7 +188,7 @@ def check_outputs(
     if list(outputs.shape) != expected:
         raise ModelError(
             f"{model} returned {list(outputs.shape)} for {list(pixels.shape)}, {expected} is needed: a "
-            "value for each class and pixel."
+            "value for each class or target, and pixel."
         )
 
 

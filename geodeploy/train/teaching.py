@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from geodeploy.batches import cut_tiles, probabilities, stack_tiles
+from geodeploy.batches import cut_tiles, stack_tiles, whole_answers
 from geodeploy.blend import cosine_weights
 from geodeploy.errors import RecipeError
 from geodeploy.raster import Raster
@@ -83,7 +83,7 @@ def map_probabilities(session: Session, raster: Raster) -> NDArray[np.float32]:
     weighed = np.zeros((raster.height, raster.width), np.float32)
     stripes = (raster.read(window) for window in raster.stripes())
     for batch in stack_tiles(cut_tiles(stripes, grid.whole), raster, spec, size=_BATCH):
-        found = probabilities(session, batch)
+        found = whole_answers(session, batch)
         for tile, valid, place in batch.members:
             if place is None:
                 continue

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from geodeploy import PredictOptions, predict
-from geodeploy.batches import Batch, probabilities
+from geodeploy.batches import Batch, whole_answers
 from geodeploy.errors import ModelError
 from geodeploy.runtime import Runtime, open_session
 from geodeploy.spec import ModelSpec
@@ -107,7 +107,7 @@ def test_a_model_with_a_softmax_of_its_own_gets_no_second_one(
     pixels = np.random.default_rng(2).random((1, 6, 64, 64), np.float32)
     (tile,) = TileGrid(64, 64, 64, 16)
     batch = Batch([(tile, np.ones((64, 64), bool), 0)], pixels)
-    ours, theirs = (probabilities(open_session(path), batch) for path in (logits, softmax))
+    ours, theirs = (whole_answers(open_session(path), batch) for path in (logits, softmax))
     np.testing.assert_allclose(theirs, ours, atol=1e-6)  # two exponentials in float32
 
 

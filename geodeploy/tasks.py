@@ -1,0 +1,161 @@
+"""What a model's outputs mean: the rasters that are made of them, and what a run tells of these.
+
+Here alone the mapping knows one task from another.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geodeploy.area import class_extents, column_areas
+from geodeploy.cog import Frame
+from geodeploy.errors import RecipeError
+from geodeploy.options import PredictOptions
+from geodeploy.products import (
+    ClassMap,
+    Confidence,
+    Disagreement,
+    Probabilities,
+    Product,
+    Quantities,
+    Spread,
+)
+from geodeploy.report import ClassArea, TargetSummary
+from geodeploy.spec import ModelSpec
+
+
+class Task(Protocol):
+    """What a run has to know of the model's outputs."""
+
+    product: Product
+    """The map."""
+    apart: int
+    """Planes that the disagreement of tiles has."""
+
+    def others(self, options: PredictOptions) -> list[Product]:
+        """What is to be written beside the map.
+
+        Raises:
+            RecipeError: an option asks for what cannot be made of these outputs.
+        """
+        ...
+
+    def tags(self) -> dict[str, str]:
+        """What the files say of the outputs."""
+        ...
+
+    def told(self, tallies: Sequence[Any], frame: Frame, output: Path) -> dict[str, Any]:
+        """What the report tells of the map at ``output``, whose bands come to ``tallies``."""
+        ...
+
+
+class Segmentation:
+    """Classes, of which each pixel has one."""
+
+    apart = 1
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._spec = spec
+        self.product: Product = ClassMap(spec.class_values)
+
+    def others(self, options: PredictOptions) -> list[Product]:
+        """Confidence, probabilities and disagreement, as they are asked for."""
+        make: dict[str, Callable[[], Product]] = {
+            "confidence": Confidence,
+            "probabilities": lambda: Probabilities(self._spec.outputs),
+            "disagreement": Disagreement,
+        }
+        return [make[name]() for name in options.beside]
+
+    def tags(self) -> dict[str, str]:
+        """The classes."""
+        listed = (f"{item.value} {item.name}" for item in self._spec.classes)
+        return {"GEODEPLOY_CLASSES": "; ".join(listed)}
+
+    def told(self, tallies: Sequence[Any], frame: Frame, output: Path) -> dict[str, Any]:
+        """The area of each class."""
+        counts, valid = tallies[0].pixels, max(tallies[0].valid, 1)
+        areas_m2 = _areas_m2(frame, counts, output)
+        return {
+            "classes": tuple(
+                ClassArea(
+                    value=item.value,
+                    name=item.name,
+                    pixels=int(counts[item.value]),
+                    share=float(counts[item.value] / valid),
+                    area_m2=areas_m2.get(item.value),
+                )
+                for item in self._spec.classes
+            )
+        }
+
+
+class Regression:
+    """Quantities, each by itself at every pixel."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._spec = spec
+        self.product: Product = Quantities(spec.targets)
+        self.apart = len(spec.targets)
+
+    def others(self, options: PredictOptions) -> list[Product]:
+        """The disagreement, if it is asked for."""
+        of_classes = {
+            "--confidence": options.confidence,
+            "--probabilities": options.probabilities,
+            "--smooth": options.smooth,
+            "--sieve": options.sieve,
+            "--polygons": options.derived.polygons,
+            "--area": options.derived.area,
+        }
+        for flag, value in of_classes.items():
+            if value:
+                raise RecipeError(
+                    f"{flag} is for maps of classes; the model {self._spec.name} gives quantities: "
+                    f"{', '.join(map(str, self._spec.targets))}. Leave it out."
+                )
+        return [Spread(self._spec.targets)] if options.disagreement else []
+
+    def tags(self) -> dict[str, str]:
+        """The quantities."""
+        return {"GEODEPLOY_TARGETS": "; ".join(map(str, self._spec.targets))}
+
+    def told(self, tallies: Sequence[Any], frame: Frame, output: Path) -> dict[str, Any]:
+        """What each quantity ranges over."""
+        return {
+            "targets": tuple(
+                TargetSummary(
+                    name=target.name,
+                    unit=target.unit,
+                    pixels=tally.valid,
+                    minimum=tally.low if tally.valid else None,
+                    maximum=tally.high if tally.valid else None,
+                    mean=tally.mean if tally.valid else None,
+                    std=tally.deviation if tally.valid else None,
+                )
+                for target, tally in zip(self._spec.targets, tallies, strict=True)
+            )
+        }
+
+
+TASKS: dict[str, type[Segmentation] | type[Regression]] = {
+    "segmentation": Segmentation,
+    "regression": Regression,
+}
+"""By the spec's word for them."""
+
+
+def task_of(spec: ModelSpec) -> Task:
+    """What the outputs of the model of ``spec`` mean."""
+    return TASKS[spec.task](spec)
+
+
+def _areas_m2(frame: Frame, counts: NDArray[np.int64], output: Path) -> dict[int, float | None]:
+    """The area of each value, as `class_extents` has it; the map is read where pixels differ by row."""
+    if frame.crs is not None and frame.crs.is_geographic:
+        return {item.value: item.area_m2 for item in class_extents(output)}
+    edges = column_areas(frame.crs, frame.transform, 1)
+    return {} if edges is None else dict(enumerate((counts * edges[1]).tolist()))
