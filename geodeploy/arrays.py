@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import rasterio
-from affine import Affine
 from numpy.typing import NDArray
-from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import RasterioIOError
 from rasterio.windows import Window
 
 from geodeploy.asset import Asset, Source
+from geodeploy.attributes import band_factors, band_names, fill_value, place, spatial_axes
 from geodeploy.errors import SourceError, first_line, require
 
 if TYPE_CHECKING:
@@ -46,7 +45,11 @@ def store_source(path: Path) -> Source:
         SourceError: it cannot be read, or no variable lies on a grid.
     """
     with _opened(path) as store:
-        names = [name for name, array in store.data_vars.items() if array.ndim >= 2 and _axes(array)]
+        names = [
+            name
+            for name, array in store.data_vars.items()
+            if array.ndim >= 2 and array.dtype.kind in "biufc" and spatial_axes(array)
+        ]
         if not names:
             raise SourceError(
                 f"{path} has no variable on a grid of x and y, or of latitude and longitude."
@@ -116,16 +119,18 @@ def predict_array(
             classes, transform, crs = dataset.read(1), dataset.transform, dataset.crs
             nodata = dataset.nodata
         beside = {path.stem.removeprefix("map_"): _shares(path) for path in report.beside}
-    y_dim, x_dim = _axes(array) or ("y", "x")
+    y_dim, x_dim = spatial_axes(array) or ("y", "x")
     same = classes.shape == (array.sizes[y_dim], array.sizes[x_dim])
     rows, cols = (np.arange(length) + 0.5 for length in classes.shape)
+    coords = {}
+    if same:
+        coords = {dim: array[dim] for dim in (y_dim, x_dim) if dim in array.coords}
+    elif transform.b == transform.d == 0:  # else rows and columns have no coordinate of their own
+        coords = {y_dim: transform.f + transform.e * rows, x_dim: transform.c + transform.a * cols}
     mapped = xarray.DataArray(
         classes,
         dims=(y_dim, x_dim),
-        coords={
-            y_dim: array[y_dim] if same else transform.f + transform.e * rows,
-            x_dim: array[x_dim] if same else transform.c + transform.a * cols,
-        },
+        coords=coords,
         name="class",
         attrs={
             "flag_values": np.array([item.value for item in report.classes], np.uint8),
@@ -169,7 +174,7 @@ class ArrayDataset:
     gcps: tuple[list[Any], None] = ([], None)
 
     def __init__(self, array: Any, name: str, close: Any = None, *, files: Sequence[str] = ()) -> None:
-        axes = _axes(array)
+        axes = spatial_axes(array)
         if axes is None:
             raise SourceError(f"{name} does not lie on a grid of x and y: {', '.join(array.dims)}.")
         self._close = close
@@ -180,25 +185,25 @@ class ArrayDataset:
         band = next((dim for dim in array.dims if dim not in axes and dim in many), None)
         band = band or next((dim for dim in array.dims if dim == "band"), None)
         extra = [dim for dim in array.dims if dim not in axes and dim != band]
+        fill = fill_value(array, name)  # `rio` forgets it when places are chosen
         array = array.isel(dict.fromkeys(extra, 0))
         # An axis for a single band is put in after reading: xarray would read everything for it.
         self._array = array.transpose(*axes) if band is None else array.transpose(band, *axes)
         self._alone = band is None
         self.height, self.width = self._array.shape[-2:]
         self.count = 1 if self._alone else self._array.shape[0]
-        self.crs, self.transform = _place(array, axes, name)
-        self.descriptions = _labels(array, band, self.count)
+        self.crs, self.transform = place(array, axes, name)
+        self.descriptions = band_names(array, band, self.count, name)
         self.dtypes = (str(array.dtype),) * self.count
-        attrs = array.attrs
-        fill = attrs.get("_FillValue", attrs.get("missing_value"))
-        self.nodatavals = (None if fill is None else float(fill),) * self.count
-        # rioxarray writes several where the bands differ.
-        self.scales = tuple(attrs.get("scales") or (float(attrs.get("scale_factor", 1)),) * self.count)
-        self.offsets = tuple(attrs.get("offsets") or (float(attrs.get("add_offset", 0)),) * self.count)
+        self.nodatavals = (fill,) * self.count
+        bands = array, band, self.count, name
+        self.scales = band_factors(*bands, one="scale_factor", each="scales", without=1)
+        self.offsets = band_factors(*bands, one="add_offset", each="offsets", without=0)
         self.mask_flag_enums = ([MaskFlags.all_valid],) * self.count
         self.colorinterp = (ColorInterp.undefined,) * self.count
         self.indexes = tuple(range(1, self.count + 1))
-        chunks = array.encoding.get("preferred_chunks") or {}
+        chunks = {dim: max(sizes) for dim, sizes in array.chunksizes.items()}  # what dask computes
+        chunks = chunks or array.encoding.get("preferred_chunks") or {}
         self.block_shapes = [(int(chunks.get(axes[0], 1)), int(chunks.get(axes[1], self.width)))]
         self.files = list(files)
         self.subdatasets: list[str] = []
@@ -265,48 +270,7 @@ def _open_store(path: Path) -> Any:
             decode_coords="all",
             decode_times=False,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # each store has errors of its own
         raise SourceError(f"{path} cannot be opened by xarray ({first_line(error)}).") from error
-
-
-def _axes(array: Any) -> tuple[str, str] | None:
-    """The names of the dimensions that run down and across, if it has them."""
-    from rioxarray.exceptions import MissingSpatialDimensionError
-
-    try:
-        return array.rio.y_dim, array.rio.x_dim
-    except MissingSpatialDimensionError:
-        return ("lat", "lon") if {"lat", "lon"} <= set(array.dims) else None
-
-
-def _place(array: Any, axes: tuple[str, str], name: str) -> tuple[CRS | None, Affine]:
-    """CRS and transform of an array whose coordinates are the centres of its pixels."""
-    edges, steps = [], []
-    for dim in axes:
-        if dim not in array.coords or array.sizes[dim] < 2:
-            return None, Affine.identity()
-        centres = array[dim].values.astype(np.float64)
-        step = (centres[-1] - centres[0]) / (len(centres) - 1)
-        if not np.allclose(np.diff(centres), step, rtol=1e-3, atol=0):
-            raise SourceError(
-                f"{name} lies on an irregular grid: its {dim} does not go in even steps. Bring it to a "
-                "regular one first."
-            )
-        edges.append(centres[0] - step / 2)
-        steps.append(step)
-    crs = array.rio.crs
-    degrees = str(array[axes[1]].attrs.get("units", "")).startswith("degree")
-    if crs is None and (degrees or axes[1] in ("lon", "longitude")):
-        crs = CRS.from_epsg(4326)  # what CF means by plain latitude and longitude, near enough
-    transform = Affine(steps[1], 0, edges[1], 0, steps[0], edges[0])
-    return crs and CRS.from_user_input(crs), transform
-
-
-def _labels(array: Any, band: str | None, count: int) -> tuple[str | None, ...]:
-    """The bands' names: those that a coordinate or ``long_name`` gives."""
-    if band in array.coords and array[band].dtype.kind in "UOST":
-        return tuple(map(str, np.atleast_1d(array[band].values)))
-    names = array.attrs.get("long_name")
-    if isinstance(names, (tuple, list)) and len(names) == count:
-        return tuple(map(str, names))
-    return (None,) * count

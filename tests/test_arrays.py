@@ -196,6 +196,80 @@ def test_an_array_that_rioxarray_opened_keeps_the_scales_of_its_bands(
             np.testing.assert_array_equal(predict_array(array, pointwise.path), map_.read(1))
 
 
+@pytest.mark.filterwarnings("ignore:Scales differ across bands")
+def test_bands_chosen_from_an_array_of_rioxarrays_keep_their_names_and_scales(
+    make_raster: Callable[..., Path], tmp_path: Path
+) -> None:
+    scene = make_raster(tmp_path / "scene.tif", stored_bands(), scales=[1e-4 * n for n in range(1, 7)])
+    with open_raster(scene, band_names=["nir", "red"]) as judge:
+        expected = judge.read_pixels(Window(0, 0, 130, 100))[0]
+    with rioxarray.open_rasterio(scene) as array:
+        with (
+            held(array.sel(band=[3, 6, 4])) as name,
+            open_raster(name, band_names=["nir", "red"]) as raster,
+        ):
+            np.testing.assert_array_equal(raster.read_pixels(Window(0, 0, 130, 100))[0], expected)
+        turned = array.isel(band=slice(None, None, -1))
+        with (
+            pytest.raises(SourceError, match="the bands 6, 5, 4, 3, 2, 1; whether its long_name"),
+            held(turned) as name,
+            open_raster(name, band_names=["nir", "red"]),
+        ):
+            pass
+        array.to_netcdf(tmp_path / "scene.nc")
+    with open_raster(tmp_path / "scene.nc", band_names=["nir", "red"]) as raster:
+        np.testing.assert_array_equal(raster.read_pixels(Window(0, 0, 130, 100))[0], expected)
+
+
+@pytest.mark.parametrize("kind", ["turned", "one row", "no coordinates"])
+def test_an_array_lies_where_rioxarray_says(
+    make_raster: Callable[..., Path], pointwise: Any, tmp_path: Path, kind: str
+) -> None:
+    place = rasterio.Affine(30, 0, 5e5, 0, -30, 4e6)
+    if kind == "turned":
+        place @= rasterio.Affine.rotation(20)
+    stored = stored_bands()[:, :1] if kind == "one row" else stored_bands()
+    scene = make_raster(tmp_path / "scene.tif", stored, scales=[1e-4] * 6, transform=place)
+    with rioxarray.open_rasterio(scene, parse_coordinates=kind != "no coordinates") as array:
+        mapped = predict_array(array, pointwise.path)
+        if kind == "turned":
+            with pytest.raises(SourceError, match="was cut out of a turned raster"):
+                predict_array(array.isel(x=slice(20, None)), pointwise.path)
+    predict(scene, pointwise.path, tmp_path / "map.tif")
+    with rasterio.open(tmp_path / "map.tif") as map_:
+        np.testing.assert_array_equal(mapped.values, map_.read(1))
+        assert mapped.rio.transform().almost_equals(map_.transform, 1e-6)
+        assert mapped.rio.crs == map_.crs
+
+
+def test_no_data_is_what_rioxarray_says(pointwise: Any) -> None:
+    expected = predict_array(as_array(), pointwise.path)
+    filled = as_array().fillna(-9999)
+    for array in (filled.rio.set_nodata(-9999), filled.assign_attrs(nodata=-9999)):
+        xarray.testing.assert_equal(predict_array(array, pointwise.path), expected)
+
+
+def test_stripes_are_whole_chunks_of_dasks(pointwise: Any) -> None:
+    dask = pytest.importorskip("dask.array", reason="dask is not installed")
+    computed = []
+
+    def note(block: Any, block_info: Any = None) -> Any:
+        computed.append(block_info)
+        return block
+
+    pixels = np.full((6, 1500, 70), 0.3, np.float32)
+    array = xarray.DataArray(
+        dask.from_array(pixels, chunks=(6, 1500, 70)).map_blocks(note, dtype=np.float32),
+        dims=("band", "y", "x"),
+        coords={"band": SIX},
+    )
+    with held(array) as name, open_raster(name, band_names=SIX) as raster:
+        computed.clear()
+        for stripe in raster.stripes():
+            raster.read(stripe)
+    assert len(computed) == 1
+
+
 def test_an_array_with_the_time_last_or_one_date_is_turned_round(pointwise: Any) -> None:
     expected = predict_array(as_array(), pointwise.path)
     turned = as_array().expand_dims(time=[0]).transpose("y", "x", "band", "time")
@@ -233,6 +307,21 @@ def test_what_is_no_scene_is_refused_in_one_line(tmp_path: Path, pointwise: Any)
         with pytest.raises(SourceError, match=complaint) as caught:
             predict_array(array, pointwise.path)
         assert "\n" not in str(caught.value)
+    for attributes, complaint in (
+        ({"missing_value": [1.0, 2.0]}, "its fill value is no single number"),
+        ({"scale_factor": "ten"}, "its scale_factor, 'ten', is no single number"),
+        ({"scales": (1.0, 2.0)}, "has 6 bands, and its scales are not of those"),
+    ):
+        with pytest.raises(SourceError, match=complaint):
+            predict_array(as_array().assign_attrs(attributes), pointwise.path)
+    astray = as_array()
+    astray["spatial_ref"].attrs = {"crs_wkt": "nowhere"}
+    with pytest.raises(SourceError, match="its CRS or transform cannot be read"):
+        predict_array(astray, pointwise.path)
+    (tmp_path / "broken.zarr").mkdir()
+    (tmp_path / "broken.zarr" / "zarr.json").write_text("[]")
+    with pytest.raises(SourceError, match=r"broken\.zarr cannot be opened by xarray"):
+        find_source(tmp_path / "broken.zarr")
     (tmp_path / "broken.nc").write_bytes(b"CDF\x01 and no more")
     with pytest.raises(SourceError, match=r"broken\.nc cannot be opened by xarray"):
         find_source(tmp_path / "broken.nc")
