@@ -110,12 +110,14 @@ def inspect(path: Path | str) -> ModelInspection | MapInspection:
         )
     if path.suffix.lower() == ".onnx":
         from geodeploy.runtime import open_session
+        from geodeploy.runtime.graph import read_onnx
 
+        files = [path, *read_onnx(path).weights]
         with closing(open_session(path, device="cpu")) as session:
             return ModelInspection(
                 kind="model",
                 path=path,
-                bytes=path.stat().st_size,
+                bytes=sum(file.stat().st_size for file in files),
                 sha256=session.sha256,
                 spec=session.spec,
             )

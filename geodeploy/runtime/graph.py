@@ -14,7 +14,9 @@ from geodeploy.spec import METADATA_KEY, Layout, ModelSpec
 
 # Numbers of the fields in https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
 _GRAPH, _METADATA_PROPS = 7, 14
-_INITIALIZER, _EXTERNAL_DATA = 5, 13
+_NODE, _INITIALIZER = 1, 5
+_ATTRIBUTE, _TENSOR, _SUBGRAPH = 5, 5, 6
+_EXTERNAL_DATA = 13
 _KEY, _VALUE = 1, 2
 
 
@@ -81,6 +83,11 @@ def read_onnx(path: Path) -> OnnxFile:
         if not file.is_file():
             raise ModelError(
                 f"{path} keeps its weights in {file.name}, which is not beside it. Keep them together."
+            )
+        if not file.resolve().is_relative_to(path.parent.resolve()):
+            raise ModelError(
+                f"{path} keeps its weights in {file.name}, a link to another folder, which runtimes do "
+                "not follow. Copy both into one folder: cp -L."
             )
     if text is not None:
         return OnnxFile(path, content, ModelSpec.from_json(text, source=str(path)), weights)
@@ -216,15 +223,26 @@ def _external_files(content: bytes) -> list[str]:
         ValueError: it is no ONNX file, or names a file that is not beside it.
     """
     names: dict[str, None] = {}
-    for graph in _values(memoryview(content), _GRAPH):
-        for tensor in _values(graph, _INITIALIZER):
-            for pair in map(dict, map(_fields, _values(tensor, _EXTERNAL_DATA))):
-                if _text(pair.get(_KEY)) == "location":
-                    names[_text(pair.get(_VALUE))] = None
+    for tensor in _tensors(memoryview(content)):
+        for pair in map(dict, map(_fields, _values(tensor, _EXTERNAL_DATA))):
+            if _text(pair.get(_KEY)) == "location":
+                names[_text(pair.get(_VALUE))] = None
     for name in names:
         if not name or Path(name).is_absolute() or ".." in Path(name).parts:
             raise ValueError(f"its weights are said to lie in {name!r}, which is no file beside it")
     return list(names)
+
+
+def _tensors(model: memoryview) -> Iterator[memoryview]:
+    """The initializers and constants of a model, those of branches and loops too."""
+    graphs = list(_values(model, _GRAPH))
+    while graphs:
+        graph = graphs.pop()
+        yield from _values(graph, _INITIALIZER)
+        for node in _values(graph, _NODE):
+            for attribute in _values(node, _ATTRIBUTE):
+                yield from _values(attribute, _TENSOR)
+                graphs += _values(attribute, _SUBGRAPH)
 
 
 def _values(message: memoryview, number: int) -> Iterator[memoryview]:

@@ -30,7 +30,8 @@ class OnnxSession:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or usable_cores()
         options.inter_op_num_threads = 1
-        options.log_severity_level = 3
+        # What goes wrong is raised, once; why a GPU cannot be used is only logged.
+        options.log_severity_level = 4 if wanted == "cpu" else 3
         # The graph is handed over as bytes, which lie in no folder.
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", str(file.path.parent)

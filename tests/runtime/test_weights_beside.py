@@ -9,10 +9,14 @@ import onnx
 import pytest
 import rasterio
 from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from geodeploy import PredictOptions, predict
 from geodeploy.errors import ModelError, OutputError
+from geodeploy.inspect import ModelInspection, inspect
 from geodeploy.runtime import Runtime
+from geodeploy.runtime.graph import read_onnx
+from geodeploy.spec import METADATA_KEY, ModelSpec
 
 RUNTIMES: tuple[Runtime, ...] = ("onnxruntime", "openvino")
 
@@ -56,6 +60,66 @@ def test_other_weights_are_another_model(model: Path, small_scene: Path) -> None
     other, changed = mapped(small_scene, model, "onnxruntime", overwrite=True)
     assert other != digest
     assert (changed != found).any()
+
+
+def in_a_constant(weights: TensorProto, shape: list[Any]) -> list[NodeProto]:
+    return [
+        helper.make_node("Constant", [], ["weights"], value=weights),
+        helper.make_node("Conv", ["pixels", "weights"], ["logits"]),
+    ]
+
+
+def in_a_branch(weights: TensorProto, shape: list[Any]) -> list[NodeProto]:
+    then, otherwise = (
+        helper.make_graph(
+            [helper.make_node("Conv", ["pixels", weights.name], [name])],
+            name,
+            [],
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)],
+            [weights],
+        )
+        for name in ("then", "otherwise")
+    )
+    true = numpy_helper.from_array(np.array(True), "")
+    return [
+        helper.make_node("Constant", [], ["true"], value=true),
+        helper.make_node("If", ["true"], ["logits"], then_branch=then, else_branch=otherwise),
+    ]
+
+
+@pytest.mark.parametrize("build", [in_a_constant, in_a_branch])
+def test_weights_deeper_in_the_graph_count_too(
+    make_spec: Callable[..., ModelSpec], tmp_path: Path, build: Callable[..., list[NodeProto]]
+) -> None:
+    spec = make_spec(("red", "nir"), (0, 1), tile=16, overlap=4)
+    shape = ["batch", 2, 16, 16]
+    weights = numpy_helper.from_array(np.eye(2, dtype=np.float32)[..., None, None], "weights")
+    onnx.external_data_helper.set_external_data(weights, "weights.bin")
+    beside = tmp_path / "weights.bin"
+    beside.write_bytes(weights.raw_data)
+    weights.ClearField("raw_data")
+    taken, given = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("pixels", "logits")
+    )
+    graph = helper.make_graph(build(weights, shape), "deep", [taken], [given])
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    helper.set_model_props(made, {METADATA_KEY: spec.to_json()})
+    (tmp_path / "model.onnx").write_bytes(made.SerializeToString())
+    assert read_onnx(tmp_path / "model.onnx").weights == (beside,)
+    found = inspect(tmp_path / "model.onnx")
+    beside.write_bytes((-np.eye(2, dtype=np.float32)).tobytes())
+    changed = inspect(tmp_path / "model.onnx")
+    assert isinstance(found, ModelInspection)
+    assert isinstance(changed, ModelInspection)
+    assert found.sha256 != changed.sha256
+    assert found.bytes == (tmp_path / "model.onnx").stat().st_size + 16
+
+
+def test_weights_behind_a_link_are_told_in_one_line(model: Path, small_scene: Path) -> None:
+    weights = model.with_name("weights0.bin")
+    weights.symlink_to(weights.rename(model.parents[1] / "blob"))  # as the cache of a model hub has it
+    with pytest.raises(ModelError, match=r"weights0\.bin, a link to another folder.*cp -L"):
+        mapped(small_scene, model, "onnxruntime")
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
