@@ -84,6 +84,7 @@ def first_drift(
     in which nothing drifts, there is nothing to tell.
     """
     model = onnx.load_from_string(file.content)
+    onnx.external_data_helper.load_external_data_for_model(model, str(file.path.parent))
     known = {
         name: node
         for node in model.graph.node  # each after those that it needs

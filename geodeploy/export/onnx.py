@@ -25,6 +25,8 @@ from geodeploy.writer import check_new_folder, check_output
 
 log = logging.getLogger(__name__)
 
+_FILES = {"onnx": (".onnx", "an ONNX file"), "torch-export": (".pt2", "a program of torch.export")}
+
 
 def export_run(run: Path, output: Path, *, overwrite: bool, options: ExportOptions) -> ParityReport:
     """See `geodeploy.export.export`."""
@@ -112,8 +114,9 @@ def _check_place(output: Path, options: ExportOptions, *, overwrite: bool) -> No
             check_new_folder(output)
         output.absolute().parent.mkdir(exist_ok=True)
         return
-    if options.to == "torch-export" and output.suffix != ".pt2":
-        raise OutputError(f"{output}: the name of a program of torch.export ends in .pt2.")
+    suffix, kind = _FILES[options.to]
+    if output.suffix != suffix:
+        raise OutputError(f"{output}: the name of {kind} ends in {suffix}.")
     check_output(output, [], overwrite=overwrite)
 
 

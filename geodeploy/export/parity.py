@@ -215,8 +215,7 @@ def report_on(
             reference, spec, model, pixels, labels, merged_max_abs_diff=merged_max_abs_diff
         )
     file = read_onnx(model)
-    if file.spec.band_names != spec.band_names or file.spec.classes != spec.classes:
-        raise ParityError(f"{model} has other bands or classes than the RUN. Export it again.")
+    _check_is_alike(model, file.spec, spec)
     expected = logits_of(reference, pixels)
     if file.spec.output == "probabilities":
         expected = torch.from_numpy(expected).softmax(dim=1).numpy()
@@ -251,7 +250,9 @@ def _report_on_program(
     *,
     merged_max_abs_diff: float | None,
 ) -> ParityReport:
-    found = compare(logits_of(reference, pixels), logits_of(read_program(model), pixels), labels, spec)
+    program, found_spec = read_program(model)
+    _check_is_alike(model, found_spec, spec)
+    found = compare(logits_of(reference, pixels), logits_of(program, pixels), labels, spec)
     problem = TOLERANCE.problem(found)
     return ParityReport(
         model=spec.name,
@@ -264,6 +265,12 @@ def _report_on_program(
         exported=found,
         tolerances=asdict(TOLERANCE),
     )
+
+
+def _check_is_alike(model: Path, found: ModelSpec, spec: ModelSpec) -> None:
+    """Refuse a ``model`` whose outputs cannot be compared with those of the RUN."""
+    if (found.band_names, found.classes, found.tile) != (spec.band_names, spec.classes, spec.tile):
+        raise ParityError(f"{model} has other bands, classes or tiles than the RUN. Export it again.")
 
 
 def _other_runtimes(

@@ -8,15 +8,14 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
+from geodeploy.errors import ModelError, first_line
 from geodeploy.spec import METADATA_KEY, ModelSpec
 
 SPEC_FILE = f"{METADATA_KEY}.json"
 """The name of the spec among the file's extra files."""
 
-
 OPSET = 20
 """Attention stays in plain parts, which every runtime has; LayerNormalization and Gelu are whole."""
-
 
 _DYNAMIC = ({0: torch.export.Dim("batch")},)
 
@@ -57,11 +56,24 @@ def onnx_program(model: nn.Module, spec: ModelSpec) -> torch.onnx.ONNXProgram:
     return program
 
 
-def read_program(path: Path) -> nn.Module:
-    """The module in ``path``, which takes and gives what the tuned model does."""
+def read_program(path: Path) -> tuple[nn.Module, ModelSpec]:
+    """The module in ``path``, which takes and gives what the tuned model does, and its spec.
+
+    Raises:
+        ModelError: it is no program of `torch.export`.
+        SpecError: it holds no spec.
+    """
+    files = {SPEC_FILE: ""}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return torch.export.load(path).module()
+        try:
+            module = torch.export.load(path, extra_files=files).module()
+        except Exception as error:  # of zipfile, json and torch, as it breaks
+            raise ModelError(
+                f"{path} is no program that torch.export {torch.__version__} can load "
+                f"({first_line(error)}). Export it again."
+            ) from error
+    return module, ModelSpec.from_json(files[SPEC_FILE], source=str(path))
 
 
 def _example(spec: ModelSpec) -> torch.Tensor:

@@ -13,9 +13,10 @@ import onnxruntime
 import pytest
 import torch
 
-from geodeploy.errors import OutputError, ParityError, RecipeError
+from geodeploy.errors import ModelError, OutputError, ParityError, RecipeError
 from geodeploy.export import export, verify
 from geodeploy.export.options import ExportOptions
+from geodeploy.export.program import trace, write_program
 from geodeploy.spec import ModelSpec
 from geodeploy.train.run import load_run
 
@@ -139,9 +140,25 @@ def test_the_program_runs_in_pytorch_alone_and_gives_the_logits(tune: Tune, tmp_
         verify(tune("method.name=linear"), path)
 
 
+def test_a_program_that_cannot_be_compared_is_told_in_one_line(
+    tune: Tune, make_spec: Callable[..., ModelSpec], tmp_path: Path
+) -> None:
+    spec, path = make_spec(("red", "nir"), (0, 1), tile=16, overlap=4), tmp_path / "other.pt2"
+    write_program(trace(torch.nn.Conv2d(2, 2, 1), spec), spec, path)
+    with pytest.raises(ParityError, match="has other bands, classes or tiles than the RUN"):
+        verify(tune(), path)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ModelError, match=r"other\.pt2 is no program that torch\.export") as caught:
+        verify(tune(), path)
+    assert "\n" not in str(caught.value)
+
+
 def test_what_the_forms_cannot_be_is_refused_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="leave --to triton out"):
         export("run", tmp_path / "a", options=ExportOptions(to="triton", profile="deepness"))
     with pytest.raises(OutputError, match=r"ends in \.pt2"):
         export("run", tmp_path / "a.onnx", options=PROGRAM)
+    for name in ("a", "a.pt2", "a.ONNX"):
+        with pytest.raises(OutputError, match=r"the name of an ONNX file ends in \.onnx"):
+            export("run", tmp_path / name)
     assert not list(tmp_path.iterdir())
