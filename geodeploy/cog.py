@@ -205,6 +205,7 @@ def _halve(finer: Path, coarser: Path, nodata: int) -> None:
         with rasterio.open(
             coarser, "w", driver="GTiff", count=1, height=height, width=width, dtype="uint8",
             nodata=nodata, compress="deflate", zlevel=1, tiled=True, blockxsize=BLOCK, blockysize=BLOCK,
+            bigtiff="if_safer",
         ) as target:  # fmt: skip
             for row in range(0, height, BLOCK):
                 for col in range(0, width, _COLUMNS):
