@@ -57,12 +57,13 @@ def check_derived(
     scenes: Sequence[Path],
     options: DerivedOptions,
     *,
+    inputs: Sequence[Path],
     overwrite: bool,
     made: Collection[Path] = (),
 ) -> None:
     """Refuse, before any work, what cannot be made of the maps or must not be written.
 
-    What was ``made`` before need not be written.
+    The ``inputs`` must not be written over; what was ``made`` before need not be written.
 
     Raises:
         OutputError: says which, and the flag.
@@ -87,12 +88,12 @@ def check_derived(
                 check_vectors(place)
             if place.absolute() == mapped.absolute():
                 raise OutputError(f"{flag} {path} is the map itself. Choose another place.")
-            check_output(place, scenes, overwrite=overwrite or place.absolute() in made, flag=flag)
+            check_output(place, inputs, overwrite=overwrite or place.absolute() in made, flag=flag)
     if options.stac:
         for mapped, scene in zip(maps, scenes, strict=True):
             place = item_path(mapped)
             there = overwrite or place.absolute() in made
-            check_output(place, scenes, overwrite=there, flag="-o")
+            check_output(place, inputs, overwrite=there, flag="-o")
             if options.acquired is None and acquisition(scene.name) is None:
                 raise OutputError(
                     f"{scene.name} does not tell when it was taken, which a STAC item must: "

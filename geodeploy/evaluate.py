@@ -50,10 +50,10 @@ def evaluate(
         GeodeployError: what `predict` raises.
     """
     image, labels = Path(image), Path(labels)
-    if picture is not None:
-        sources = [image, labels, Path(model)]
-        check_output(Path(picture), sources, overwrite=True, flag="--picture")
     options = options or PredictOptions()
+    if picture is not None:
+        sources = [*options.earlier, image, labels, Path(model)]
+        check_output(Path(picture), sources, overwrite=True, flag="--picture")
     if options.aoi is not None:
         raise AreaError("A model is scored on all labels: cut the labels to the area instead of --aoi.")
     session = open_session(

@@ -71,13 +71,16 @@ def predict_scenes(
         raise SourceError("--earlier is of one place, several scenes are named. Map them one by one.")
     outputs = map_paths(scenes, None if output is None else Path(output))
     path = default_model() if model is None else Path(model)
+    inputs = [*options.earlier, *scenes, path]
     for place in outputs:
         there = options.overwrite or settle(place)
         for written in (place, *(beside(place, name) for name in options.beside)):
-            check_output(written, [*options.earlier, *scenes, path], overwrite=there)
+            check_output(written, inputs, overwrite=there)
     way = options.derived.digest
     made = {file for place in outputs if is_finished(place) for file in noted_derived(place, way)}
-    check_derived(outputs, scenes, options.derived, overwrite=options.overwrite, made=made)
+    check_derived(
+        outputs, scenes, options.derived, inputs=inputs, overwrite=options.overwrite, made=made
+    )
     if model is None:
         log.info("No model named: taking the one that comes with geodeploy (%s).", path.name)
     session = open_session(

@@ -1,5 +1,6 @@
 """Models that take several dates of a place: `--earlier`."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from rasterio.windows import Window
 
 from geodeploy import PredictOptions, predict, predict_scenes
+from geodeploy.derived import DerivedOptions
 from geodeploy.errors import ModelError, OutputError, SourceError
 from geodeploy.raster import open_raster
 from geodeploy.spec import METADATA_KEY, ModelSpec
@@ -186,6 +188,29 @@ def test_an_earlier_date_is_never_written_over(model: Path, dates: list[Path], t
     with pytest.raises(OutputError, match="date0"):
         predict(dates[2], model, dates[0], options=options)
     assert dates[0].read_bytes() == before
+
+
+def test_nor_is_it_by_what_is_made_of_the_map(model: Path, dates: list[Path], tmp_path: Path) -> None:
+    picture = dates[0].rename(tmp_path / "earlier.png")  # GDAL looks into a file, not at its name
+    before = picture.read_bytes()
+    options = PredictOptions(
+        earlier=(picture, dates[1]), overwrite=True, derived=DerivedOptions(preview=picture)
+    )
+    with pytest.raises(OutputError, match=r"earlier\.png is the input itself"):
+        predict(dates[2], model, tmp_path / "map.tif", options=options)
+    assert picture.read_bytes() == before
+
+
+def test_a_model_of_several_dates_is_scored_on_them(
+    model: Path, dates: list[Path], make_raster: Make, tmp_path: Path
+) -> None:
+    truth = expected(dates)[np.newaxis]
+    labels = make_raster(tmp_path / "labels.tif", truth, names=["class"], transform=GRID, nodata=255)
+    command = [sys.executable, "-m", "geodeploy", "evaluate", model, dates[2], labels, "--json"]
+    command += ["--earlier", dates[0], "--earlier", dates[1]]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["accuracy"] == 1
 
 
 def test_another_place_is_no_earlier_date(

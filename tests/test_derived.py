@@ -23,14 +23,14 @@ def real_map(tmp_path_factory: pytest.TempPathFactory, real_scene: Path) -> Path
 
 
 def test_all_that_is_asked_for_lies_beside_the_map(real_map: Path, real_scene: Path) -> None:
-    check_derived([real_map], [real_scene], ALL, overwrite=False)
+    check_derived([real_map], [real_scene], ALL, inputs=[real_scene], overwrite=False)
     made = derive(real_map, real_scene, Path("cloud.onnx"), ALL, overwrite=False)
     assert [path.name for path in made] == ["map.gpkg", "map.csv", "map.png", "map.stac.json"]
     assert all(path.parent == real_map.parent and path.exists() for path in made)
     assert '"./map.gpkg"' in made[-1].read_text()
     with pytest.raises(OutputError, match=r"map\.gpkg exists\. Choose another place with --polygons"):
-        check_derived([real_map], [real_scene], ALL, overwrite=False)
-    check_derived([real_map], [real_scene], ALL, overwrite=True)
+        check_derived([real_map], [real_scene], ALL, inputs=[real_scene], overwrite=False)
+    check_derived([real_map], [real_scene], ALL, inputs=[real_scene], overwrite=True)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_what_cannot_be_made_is_refused_before_any_work(
 ) -> None:
     maps, scenes = [tmp_path / "a_map.tif", tmp_path / "b_map.tif"], [Path("a.tif"), Path("b.tif")]
     with pytest.raises(OutputError, match=complaint):
-        check_derived(maps, scenes, DerivedOptions(**options), overwrite=False)
+        check_derived(maps, scenes, DerivedOptions(**options), inputs=scenes, overwrite=False)
 
 
 def test_what_fails_afterwards_says_that_the_map_is_whole(

@@ -13,6 +13,7 @@ def evaluate(
         Path,
         typer.Argument(metavar="LABELS", help="Raster of class values, on the same or another grid."),
     ],
+    earlier: Annotated[list[Path] | None, typer.Option(metavar="SCENE", help="As in predict.")] = None,
     bands: Annotated[
         str | None, typer.Option(metavar="B02,B03,...", help="The scene's bands in the model's order.")
     ] = None,
@@ -37,6 +38,7 @@ def evaluate(
 
     options = with_defaults(
         PredictOptions,
+        earlier=earlier or None,
         bands=split_names(bands),
         scale=scale,
         offset=offset,
