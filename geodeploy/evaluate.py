@@ -17,7 +17,7 @@ from geodeploy.engine import asked_gsd_m, map_scene
 from geodeploy.errors import AreaError, LabelError
 from geodeploy.labels import IGNORED, class_positions, ignored_values
 from geodeploy.options import PredictOptions, Progress
-from geodeploy.raster import open_raster
+from geodeploy.raster import open_raster, same_place
 from geodeploy.runtime import open_session
 from geodeploy.scores import Scores, confusion_matrix
 from geodeploy.spec import NODATA, ModelSpec
@@ -109,18 +109,13 @@ def _on_grid_of(image: Path, labels: Any, spec: ModelSpec, options: PredictOptio
     gsd_m = asked_gsd_m(options, spec)
     with open_raster(image, band_names=spec.band_names, select=options.bands, gsd_m=gsd_m) as scene:
         crs, transform, width, height = scene.crs, scene.transform, scene.width, scene.height
-        # Not the scene's corner alone: half a pixel over its whole length is a shift too.
-        pixel = min(abs(transform.a) + abs(transform.b), abs(transform.d) + abs(transform.e))
-        opposite = (width, height)
-        same_place = all(
-            np.allclose(labels.transform @ corner, transform @ corner, rtol=0, atol=pixel / 100)
-            for corner in ((0, 0), opposite)
-        )
     same_size = (labels.width, labels.height) == (width, height)
     if (
         same_size
         and (crs == labels.crs or crs is None or labels.crs is None)
-        and (same_place or crs is None or labels.crs is None)
+        and (
+            crs is None or labels.crs is None or same_place(labels.transform, transform, height, width)
+        )
     ):
         yield labels
         return

@@ -342,6 +342,16 @@ def _stripe_rows(placed: Sequence[tuple[Layer, tuple[Axis, Axis] | None]]) -> in
     return blocks * max(1, round(_STRIPE_ROWS / finest / blocks))
 
 
+def same_place(one: Affine, other: Affine, height: int, width: int) -> bool:
+    """Whether two grids of ``height`` x ``width`` pixels coincide to a hundredth of a pixel.
+
+    At the far corner too: pixels a little larger shift what is there by whole ones.
+    """
+    among = ~one @ other
+    corners = ((0, 0), (width, 0), (0, height))
+    return all(np.allclose(among @ corner, corner, rtol=0, atol=0.01) for corner in corners)
+
+
 def _axes(layer: Layer, grid: Grid, scene: str) -> tuple[Axis, Axis] | None:
     """The rows and columns of ``grid`` among those of ``layer``; None where they are the same."""
     own, file = layer.grid, Path(layer.path).name
@@ -352,11 +362,8 @@ def _axes(layer: Layer, grid: Grid, scene: str) -> tuple[Axis, Axis] | None:
         )
     # Edges of the grid's pixels among the file's: x' = a x + b y + c, y' = d x + e y + f.
     among = ~own.transform @ grid.transform
-    corner = among @ (grid.width, grid.height)
-    same_place = max(abs(among.c), abs(among.f)) < 0.01 and np.allclose(
-        corner, (grid.width, grid.height), rtol=0, atol=0.01
-    )
-    if same_place and (own.height, own.width) == (grid.height, grid.width):
+    same_size = (own.height, own.width) == (grid.height, grid.width)
+    if same_size and same_place(own.transform, grid.transform, grid.height, grid.width):
         return None
     if own.crs is None:
         raise SourceError(

@@ -27,7 +27,7 @@ from geodeploy.errors import (
     require,
 )
 from geodeploy.labels import IGNORED, class_positions, ignored_values
-from geodeploy.raster import Raster, check_range, open_raster
+from geodeploy.raster import Raster, check_range, open_raster, same_place
 from geodeploy.spec import Band
 from geodeploy.tiles import Tile, TileGrid
 from geodeploy.train.chips import list_scenes
@@ -351,15 +351,17 @@ def _check_grid(path: Path, labels: Any, raster: Raster) -> None:
             f"{path.name} is in {labels.crs}, {raster.name} in {raster.crs}. "
             "Warp the labels onto the image (nearest neighbour)."
         )
-    # A hundredth of a pixel: what writers round away.
-    precision = abs(raster.transform.determinant) ** 0.5 / 100
-    if referenced and not labels.transform.almost_equals(raster.transform, precision):
+    same = same_place(labels.transform, raster.transform, raster.height, raster.width)
+    if referenced and not same:
         raise LabelError(
-            f"{path.name} lies elsewhere than {raster.name}: its corner is at "
-            f"{labels.transform.c:.10g}, {labels.transform.f:.10g}, the image's at "
-            f"{raster.transform.c:.10g}, {raster.transform.f:.10g}. "
-            "Warp the labels onto the image (nearest neighbour)."
+            f"{path.name} lies elsewhere than {raster.name}: it reaches from {_extent(labels)}, the "
+            f"image from {_extent(raster)}. Warp the labels onto the image (nearest neighbour)."
         )
+
+
+def _extent(raster: Any) -> str:
+    ends = (raster.transform @ corner for corner in ((0, 0), (raster.width, raster.height)))
+    return " to ".join(f"{x:.10g}, {y:.10g}" for x, y in ends)
 
 
 def _split_blocks(codes: NDArray[np.uint8], blocks: Blocks, classes: int) -> NDArray[np.uint8]:

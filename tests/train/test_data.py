@@ -1,6 +1,6 @@
 import re
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +92,18 @@ def test_labels_that_do_not_lie_on_the_image_are_refused(
 ) -> None:
     override = relabel(recipe_file, tmp_path, lambda labels: None, **profile)
     with pytest.raises(LabelError, match=words), opened(recipe_file, override):
+        pass
+
+
+@pytest.mark.parametrize(("stretch", "fits"), [(1.00005, True), (1.004, False)])
+def test_labels_from_the_same_corner_lie_on_the_image_at_the_other_too(
+    recipe_file: Path, tmp_path: Path, stretch: float, fits: bool
+) -> None:
+    with rasterio.open(recipe_file.parent / "image.tif") as image:
+        grid = image.transform @ Affine.scale(stretch)  # half a pixel in the end, or what is rounded
+    override = relabel(recipe_file, tmp_path, lambda labels: None, transform=grid)
+    refused = pytest.raises(LabelError, match=r"lies elsewhere than image\.tif: it reaches from")
+    with nullcontext() if fits else refused, opened(recipe_file, override):
         pass
 
 
