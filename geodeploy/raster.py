@@ -82,6 +82,16 @@ class Raster:
     _handles: list[Any] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
+    @property
+    def bounds(self) -> tuple[float, float, float, float]:
+        """The box around the raster in its CRS: left, bottom, right, top."""
+        corners = [
+            self.transform @ corner
+            for corner in ((0, 0), (self.width, 0), (0, self.height), (self.width, self.height))
+        ]
+        xs, ys = zip(*corners, strict=True)
+        return min(xs), min(ys), max(xs), max(ys)
+
     def stripes(self, within: Window | None = None) -> Iterator[Window]:
         """Windows from edge to edge of ``within`` that cut no row of the files' blocks in two.
 

@@ -91,7 +91,7 @@ def distil(
 def check_data(recipe: Path | str, *, overrides: Sequence[str] = ()) -> "DataReport":
     """What is or may be wrong with the data of ``recipe``: all of it at once, before any training.
 
-    Reads every image and its labels once, in stripes; needs no torch.
+    Reads every image and its labels in stripes; needs no torch.
 
     Args:
         recipe: As for `train`.

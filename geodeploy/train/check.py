@@ -2,15 +2,28 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 
 import numpy as np
+from numpy.typing import NDArray
+from rasterio import Env
+from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.warp import transform_bounds
 
-from geodeploy.errors import GeodeployError
+from geodeploy.errors import GeodeployError, RecipeError
+from geodeploy.raster import Raster
 from geodeploy.train.chips import list_scenes
-from geodeploy.train.data import TEST, TRAINING, VALIDATION, open_image
+from geodeploy.train.data import (
+    TEST,
+    TRAINING,
+    VALIDATION,
+    check_scaling,
+    label_scene,
+    open_image,
+)
 from geodeploy.train.findings import ClassCount, DataReport, Finding, Findings, SceneFacts
+from geodeploy.train.leaks import common_windows, meeting, shared_pixels
 from geodeploy.train.look import Look, Moments, check_names, look_at
 from geodeploy.train.recipe import Recipe
 from geodeploy.train.swaps import correlation_of, profile, swap_by_others, swap_by_wavelength
@@ -24,9 +37,9 @@ _OVERLAP = 0.05
 
 
 def check_recipe(recipe: Recipe) -> DataReport:
-    """Read all data of ``recipe`` once, in stripes, and list what is or may be wrong with it.
+    """Read all data of ``recipe``, in stripes, and list what is or may be wrong with it.
 
-    Memory: two bytes a pixel of one scene at a time.
+    Memory: two bytes a pixel of one scene at a time, or of two that show the same ground.
     """
     findings = Findings()
     if not recipe.data.root.is_dir():
@@ -37,14 +50,15 @@ def check_recipe(recipe: Recipe) -> DataReport:
     looks = list(_look_at_all(recipe, findings))
     _compare_grids(looks, recipe, findings)
     _compare_pixels(looks, findings)
-    _compare_ground(looks, findings)
+    _compare_ground(looks, recipe, findings)
     _compare_bands(looks, recipe, findings)
     _check_classes(looks, recipe, findings)
+    _check_statistics(looks, recipe, findings)
     return _report(recipe, findings, looks)
 
 
 def _report(recipe: Recipe, findings: Sequence[Finding], looks: Sequence[Look]) -> DataReport:
-    counts = sum((look.counts for look in looks), np.zeros((4, len(recipe.classes)), np.int64))
+    counts = _count(looks, recipe)
     ranks = ("error", "warning", "note")
     return DataReport(
         findings=tuple(sorted(findings, key=lambda finding: ranks.index(finding.severity))),
@@ -60,11 +74,11 @@ def _report(recipe: Recipe, findings: Sequence[Finding], looks: Sequence[Look]) 
             SceneFacts(
                 where=look.where,
                 split=look.split,
-                height=look.height,
-                width=look.width,
-                crs=None if look.crs is None else look.crs.to_string(),
+                height=look.raster.height,
+                width=look.raster.width,
+                crs=None if look.raster.crs is None else look.raster.crs.to_string(),
                 gsd_m=look.gsd_m,
-                nodata_share=1 - look.moments.count / (look.height * look.width),
+                nodata_share=1 - look.moments.count / (look.raster.height * look.raster.width),
                 means=tuple(float(f"{mean:.5g}") for mean in look.moments.mean)
                 if look.moments.count
                 else (),
@@ -82,6 +96,10 @@ def _look_at_all(recipe: Recipe, findings: Findings) -> Iterator[Look]:
         listed = [(f"data.scene.{number}", scene) for number, scene in enumerate(recipe.data.scene)]
     for place, scene in listed:
         where = f"{place} ({scene.image.name})"
+        if scene.labels is None and not recipe.distillation.teachers:
+            message = "has no labels: left out, as in a training without distillation.teachers."
+            findings.say("note", "labels", where, message)
+            continue
         try:
             with open_image(recipe.data, scene, place) as raster:
                 check_names(raster, recipe, scene, where, findings)
@@ -92,18 +110,18 @@ def _look_at_all(recipe: Recipe, findings: Findings) -> Iterator[Look]:
 
 def _compare_grids(looks: Sequence[Look], recipe: Recipe, findings: Findings) -> None:
     """Say where CRSs and resolutions are mixed."""
-    kinds = {
-        "without a CRS": [look for look in looks if look.crs is None],
-        "in degrees": [look for look in looks if look.crs is not None and look.crs.is_geographic],
-        "projected": [look for look in looks if look.crs is not None and not look.crs.is_geographic],
-    }
+    kinds: dict[str, list[Look]] = {"without a CRS": [], "in degrees": [], "projected": []}
+    for look in looks:
+        crs = look.raster.crs
+        kind = "projected" if crs is None or not crs.is_geographic else "in degrees"
+        kinds[kind if crs is not None else "without a CRS"].append(look)
     mixed = [f"{len(found)} {kind} ({found[0].where})" for kind, found in kinds.items() if found]
     if len(mixed) > 1:
         message = f"images differ in their CRS: {', '.join(mixed)}."
         if kinds["without a CRS"]:
             message += " Whether those without one show the same ground as others cannot be seen."
         findings.say("warning", "crs", "", message)
-    known = sorted({look.crs.to_string() for look in looks if look.crs is not None})
+    known = sorted({look.raster.crs.to_string() for look in looks if look.raster.crs is not None})
     if len(known) > 1:
         findings.say("note", "crs", "", f"{len(known)} CRSs: {', '.join(known[:_SHOWN])}.")
     sized = [(look.gsd_m, look.where) for look in looks if look.gsd_m is not None]
@@ -126,7 +144,9 @@ def _compare_pixels(looks: Sequence[Look], findings: Findings) -> None:
             alike[look.digest].append(look)
     for first, *rest in alike.values():
         for look in rest:
-            if _apart(first, look):
+            if look.split != first.split or (
+                look.split == "blocks" and look.purposes != first.purposes
+            ):
                 findings.say(
                     "error",
                     "duplicate",
@@ -139,43 +159,75 @@ def _compare_pixels(looks: Sequence[Look], findings: Findings) -> None:
                 findings.say("warning", "duplicate", look.where, message)
 
 
-def _apart(one: Look, other: Look) -> bool:
-    """Whether pixels of the two are for different purposes."""
-    return one.split != other.split or one.split == "blocks"
-
-
-def _compare_ground(looks: Sequence[Look], findings: Findings) -> None:
-    """Say which images of different splits show the same ground, other pixels though they hold."""
-    placed = [look for look in looks if look.crs is not None]
-    degrees = np.array([_in_degrees(look) for look in placed]).reshape(-1, 4)
-    for number, look in enumerate(placed):
-        left, bottom, right, top = degrees[number]
-        near = (
-            (degrees[:, 0] < right)
-            & (degrees[:, 2] > left)
-            & (degrees[:, 1] < top)
-            & (degrees[:, 3] > bottom)
-        )
-        for place in np.flatnonzero(near[:number]):
-            other = placed[place]
-            if not _apart(look, other) or (look.digest and look.digest == other.digest):
-                continue
-            same = look.crs == other.crs
-            share = (
-                _common(look.bounds, other.bounds) if same else _common(degrees[number], degrees[place])
+def _compare_ground(looks: Sequence[Look], recipe: Recipe, findings: Findings) -> None:
+    """Say which images of different splits show the same ground, in the same pixels or in others."""
+    for look, other, share, one_crs in _overlaps(looks):
+        if look.split == other.split != "blocks" or (look.digest and look.digest == other.digest):
+            continue
+        splits = f"the two are in different splits ({look.split}, {other.split})"
+        if one_crs and (pixels := _count_leak(look, other, recipe)):
+            findings.say(
+                "error",
+                "duplicate",
+                look.where,
+                f"shares {pixels} labelled pixels with {other.where}, and {splits}: they would be "
+                "trained on in the one and scored in the other.",
             )
-            if share > (_OVERLAP if same else 4 * _OVERLAP):  # boxes in degrees are larger than scenes
-                findings.say(
-                    "warning",
-                    "ground",
-                    look.where,
-                    f"shows ground of {other.where}, {share:.0%} of the smaller one, and the two are "
-                    f"in different splits ({look.split}, {other.split}): scores would flatter.",
-                )
+        elif share > (_OVERLAP if one_crs else 4 * _OVERLAP):  # boxes in degrees are larger than scenes
+            findings.say(
+                "warning",
+                "ground",
+                look.where,
+                f"shows ground of {other.where}, {share:.0%} of the smaller one, and {splits}: scores "
+                "would flatter.",
+            )
 
 
-def _in_degrees(look: Look) -> tuple[float, ...]:
-    bounds: tuple[float, ...] = transform_bounds(look.crs, CRS.from_epsg(4326), *look.bounds)
+def _overlaps(looks: Sequence[Look]) -> Iterator[tuple[Look, Look, float, bool]]:
+    """Two images over one another, what they share of the smaller, and whether they have one CRS."""
+    placed = [look for look in looks if look.raster.crs is not None]
+    names = [look.raster.crs.to_wkt() for look in looks if look.raster.crs is not None]
+    crs = np.unique(names, return_inverse=True)[1]
+    boxes = np.array([look.raster.bounds for look in placed]).reshape(-1, 4)
+    degrees = np.array([_in_degrees(look.raster) for look in placed]).reshape(-1, 4)
+    for number, look in enumerate(placed):
+        one_crs = crs[:number] == crs[number]
+        near = np.where(
+            one_crs,
+            meeting(boxes[:number], boxes[number]),
+            meeting(degrees[:number], degrees[number]),
+        )
+        for place in np.flatnonzero(near):
+            found = boxes if one_crs[place] else degrees
+            yield look, placed[place], _common(found[number], found[place]), bool(one_crs[place])
+
+
+def _count_leak(one: Look, other: Look, recipe: Recipe) -> int:
+    """How many labelled pixels are trained on in the one of the two and scored in the other."""
+    if not (one.counts.any() and other.counts.any() and common_windows(one.raster, other.raster)):
+        return 0
+    with ExitStack() as stack:
+        first, second = (
+            label_scene(
+                recipe,
+                look.scene,
+                look.place,
+                stack.enter_context(open_image(recipe.data, look.scene, look.place)),
+            )
+            for look in (one, other)
+        )
+        return shared_pixels(first, second) + shared_pixels(second, first)
+
+
+def _in_degrees(raster: Raster) -> tuple[float, ...]:
+    """The box around ``raster``; of NaN where its CRS does not say where on Earth it is."""
+    try:
+        with Env():  # or GDAL prints what it raises
+            bounds: tuple[float, ...] = transform_bounds(
+                raster.crs, CRS.from_epsg(4326), *raster.bounds
+            )
+    except CPLE_BaseError:
+        return (np.nan,) * 4
     return bounds
 
 
@@ -216,17 +268,38 @@ def _compare_bands(looks: Sequence[Look], recipe: Recipe, findings: Findings) ->
 
 def _check_classes(looks: Sequence[Look], recipe: Recipe, findings: Findings) -> None:
     """Say which classes no split, or not every split, has pixels of."""
-    counts = sum((look.counts for look in looks), np.zeros((4, len(recipe.classes)), np.int64))
-    if not counts[TRAINING].any() and not recipe.distillation.teachers:
-        findings.say("error", "classes", "", "no pixel to train on has a label.")
+    counts = _count(looks, recipe)
+    taught = bool(recipe.distillation.teachers)
+    if not counts[TRAINING].any() and not (taught and counts[VALIDATION].any()):
+        either = " or to validate on" if taught else ""
+        findings.say("error", "classes", "", f"no pixel to train on{either} has a label.")
         return
     if not counts[VALIDATION].any():
         message = "no pixel validates: the weights of the last step are kept, and nothing is scored."
         findings.say("warning", "classes", "", message)
+    made_up = recipe.augmentation.clouds.made_up
     for position, item in enumerate(recipe.classes):
-        if not counts[TRAINING, position]:
+        if not (counts[TRAINING, position] or taught or item.value in made_up):
             message = f"no pixel to train on is {item.name}: it cannot be learned."
             findings.say("warning", "classes", "", message)
         elif counts[VALIDATION].any() and not counts[VALIDATION, position]:
             message = f"no pixel that validates is {item.name}: it is not scored."
             findings.say("warning", "classes", "", message)
+
+
+def _count(looks: Sequence[Look], recipe: Recipe) -> NDArray[np.int64]:
+    """(4, K): labelled pixels of each part and class."""
+    return sum((look.counts for look in looks), np.zeros((4, len(recipe.classes)), np.int64))
+
+
+def _check_statistics(looks: Sequence[Look], recipe: Recipe, findings: Findings) -> None:
+    """Say where what there is to train on cannot be normalised."""
+    learned = Moments(len(recipe.data.bands))
+    for look in looks:
+        learned.join(look.learned)
+    if not learned.count:  # without labels then, or in no file that can be read
+        return
+    try:
+        check_scaling(recipe, recipe.data.statistics or learned.statistics())
+    except RecipeError as error:
+        findings.say("error", "bands", "", str(error))

@@ -48,7 +48,7 @@ class LabelledScene:
 
     raster: Raster
     codes: NDArray[np.uint8]
-    """(H, W): the position of the class in the recipe, or `IGNORED`."""
+    """(H, W): the position of the class in the recipe, or `IGNORED`, as where the image has no data."""
     part: NDArray[np.uint8]
     """(H, W): `TRAINING`, `VALIDATION`, `TEST` or `NEITHER`."""
     weight: float | None = None
@@ -95,7 +95,7 @@ def open_scenes(recipe: Recipe) -> Iterator[list[LabelledScene]]:
     Raises:
         SourceError, BandError: an image or its labels cannot be read as the recipe says.
         LabelError: labels do not lie on their image, hold values the recipe does not know, or are
-            nowhere in the training area; with teachers, nowhere at all.
+            nowhere in the training area where there is data; with teachers, nowhere at all.
         RangeError: an image does not hold values in the recipe's units.
     """
     if not recipe.data.root.is_dir():
@@ -112,12 +112,12 @@ def open_scenes(recipe: Recipe) -> Iterator[list[LabelledScene]]:
                 log.info("%s (%s) has no labels: left out, it takes a teacher.", place, scene.image)
                 continue
             scenes.append(
-                stack.enter_context(_open_scene(recipe, scene, place, keep_open=len(listed) <= _OPEN))
+                stack.enter_context(open_scene(recipe, scene, place, keep_open=len(listed) <= _OPEN))
             )
         if not any(scene.count(TRAINING) or (taught and scene.count(VALIDATION)) for scene in scenes):
             raise LabelError(
                 f"No {'scene' if taught else 'training scene'} has a labelled pixel. Check "
-                "the scenes' labels, data.ignore and data.blocks."
+                "the scenes' labels and nodata, data.ignore and data.blocks."
             )
         if not taught:
             _warn_of_absent_classes(scenes, recipe)
@@ -125,20 +125,15 @@ def open_scenes(recipe: Recipe) -> Iterator[list[LabelledScene]]:
 
 
 @contextmanager
-def _open_scene(
-    recipe: Recipe, scene: Scene, place: str, *, keep_open: bool
-) -> Iterator[LabelledScene]:
+def open_scene(recipe: Recipe, scene: Scene, place: str, *, keep_open: bool) -> Iterator[LabelledScene]:
+    """The scene at ``place`` in the recipe with its labels, checked as `open_scenes` does."""
     with open_image(recipe.data, scene, place) as raster:
         check_units(raster, recipe.data, place)
-        if not keep_open:  # from here on; the check reads the file many times
+        labelled = label_scene(recipe, scene, place, raster)
+        if not keep_open:  # from here on: so far the file was read in many pieces
             raster.keep_open = False
             raster.close()
-        codes = scene_codes(scene, raster, recipe)
-        part = split(codes, scene, recipe.data.blocks, len(recipe.classes))
-        region = str(scene.image)
-        if place.startswith("data.chips"):
-            region = str((recipe.data.chips or ())[int(place.rpartition(".")[2])].images)
-        yield LabelledScene(raster, codes, part, scene.weight, region=region)
+        yield labelled
 
 
 @contextmanager
@@ -175,11 +170,39 @@ def check_units(raster: Raster, data: Data, place: str) -> None:
         )
 
 
-def scene_codes(scene: Scene, raster: Raster, recipe: Recipe) -> NDArray[np.uint8]:
+def label_scene(recipe: Recipe, scene: Scene, place: str, raster: Raster) -> LabelledScene:
+    """``raster``, the image of ``scene``, with its labels.
+
+    Raises:
+        As `scene_codes` and `divide`.
+    """
+    return divide(recipe, scene, place, raster, scene_codes(recipe, scene, raster))
+
+
+def scene_codes(recipe: Recipe, scene: Scene, raster: Raster) -> NDArray[np.uint8]:
     """The labels of ``scene`` as `read_codes` gives them; all `IGNORED` where it has none."""
     if scene.labels is None:
         return np.full((raster.height, raster.width), IGNORED, np.uint8)
     return read_codes(recipe.data.find_labels(scene.labels), raster, recipe)
+
+
+def divide(
+    recipe: Recipe, scene: Scene, place: str, raster: Raster, codes: NDArray[np.uint8]
+) -> LabelledScene:
+    """The scene with its ``codes`` where the image holds data, each pixel for its part.
+
+    Raises:
+        SourceError: the image cannot be read to its end.
+        RecipeError: the scene is too small for ``data.blocks``.
+    """
+    if scene.labels is not None:
+        for window in raster.stripes():
+            codes[window.toslices()][~raster.read(window).valid] = IGNORED
+    part = split(codes, scene, recipe.data.blocks, len(recipe.classes))
+    region = str(scene.image)
+    if place.startswith("data.chips"):
+        region = str((recipe.data.chips or ())[int(place.rpartition(".")[2])].images)
+    return LabelledScene(raster, codes, part, scene.weight, region=region)
 
 
 @contextmanager
@@ -254,13 +277,25 @@ def compute_statistics(scenes: Sequence[LabelledScene], bands: int) -> Statistic
         count += values.shape[1]
         total += values.sum(axis=1)
         squares += np.square(values).sum(axis=1)
+    return statistics_of(count, total, squares)
+
+
+def statistics_of(count: int, total: NDArray[np.float64], squares: NDArray[np.float64]) -> Statistics:
+    """Mean and deviation of ``count`` pixels from the sums of each band and of its squares.
+
+    Raises:
+        LabelError: there is no pixel.
+        RecipeError: a band has one value.
+    """
     if count == 0:
         raise LabelError("No training pixel holds data: the images are empty where they train.")
     mean = total / count
     deviation = np.sqrt(np.maximum(squares / count - mean**2, 0))
-    if not (deviation > 0).all():
+    # Sums of one value, rounded, leave some 1e-8 of it.
+    flat = deviation <= 1e-6 * np.abs(mean)
+    if flat.any():
         raise RecipeError(
-            f"Band {int(deviation.argmin()) + 1} of data.bands has one value at every training pixel: "
+            f"Band {int(flat.argmax()) + 1} of data.bands has one value at every training pixel: "
             "nothing can be learned from it. Leave it out."
         )
     # Seven digits: what float32 holds, and short enough to read.
@@ -268,6 +303,20 @@ def compute_statistics(scenes: Sequence[LabelledScene], bands: int) -> Statistic
         mean=tuple(float(f"{value:.7g}") for value in mean),
         std=tuple(float(f"{value:.7g}") for value in deviation),
     )
+
+
+def check_scaling(recipe: Recipe, statistics: Statistics) -> None:
+    """Refuse statistics that ``model.scaling`` cannot normalise by.
+
+    Raises:
+        RecipeError: names the band.
+    """
+    if recipe.model.scaling == "log" and min(statistics.mean) <= 0:
+        lowest = int(np.argmin(statistics.mean))
+        raise RecipeError(
+            f'model.scaling: "log" needs bands with a positive mean; {recipe.data.bands[lowest]} has '
+            f'{statistics.mean[lowest]:g}. Take "zscore".'
+        )
 
 
 def class_shares(scenes: Sequence[LabelledScene], classes: int) -> NDArray[np.float64]:
@@ -413,8 +462,7 @@ def _draw_blocks(counts: NDArray[np.int64], blocks: Blocks) -> NDArray[np.int64]
 
 def _warn_of_absent_classes(scenes: Sequence[LabelledScene], recipe: Recipe) -> None:
     shares = class_shares(scenes, len(recipe.classes))
-    clouds = recipe.augmentation.clouds
-    made_up = (clouds.cloud, clouds.shadow) if clouds.share else ()
+    made_up = recipe.augmentation.clouds.made_up
     absent = [
         item.name
         for item, share in zip(recipe.classes, shares, strict=True)

@@ -1,4 +1,4 @@
-"""One image of a recipe, read once from top to bottom: what it holds, and what is odd about it."""
+"""One image of a recipe, read from top to bottom: what it holds, and what is odd about it."""
 
 # C band, K class
 
@@ -7,16 +7,23 @@ from hashlib import blake2b
 
 import numpy as np
 from numpy.typing import NDArray
-from rasterio.crs import CRS
 
 from geodeploy.bands import WAVELENGTH_UM, common_names, landsat_number
-from geodeploy.errors import GeodeployError
+from geodeploy.errors import GeodeployError, RangeError, RecipeError
 from geodeploy.labels import IGNORED
 from geodeploy.raster import Raster, ground_sample_distance_m
 from geodeploy.source import find_source
-from geodeploy.train.data import check_units, scene_codes, split
+from geodeploy.train.data import (
+    NEITHER,
+    TRAINING,
+    LabelledScene,
+    check_units,
+    divide,
+    scene_codes,
+    statistics_of,
+)
 from geodeploy.train.findings import Findings
-from geodeploy.train.recipe import Recipe, Scene
+from geodeploy.train.recipe import Recipe, Scene, Split, Statistics
 
 _REFLECTANCE = (-0.05, 1.6)
 """What nearly all reflectance lies in: clouds reach above 1, a correction of the air below 0."""
@@ -54,6 +61,14 @@ class Moments:
         """(C,)."""
         return self._total / max(self.count, 1)
 
+    def statistics(self) -> Statistics:
+        """Mean and deviation of each band.
+
+        Raises:
+            LabelError, RecipeError: as `statistics_of`.
+        """
+        return statistics_of(self.count, self._total, self._products.diagonal())
+
     @property
     def covariance(self) -> NDArray[np.float64]:
         """(C, C)."""
@@ -66,49 +81,55 @@ class Look:
 
     where: str
     place: str
-    split: str
-    bounds: tuple[float, float, float, float]
-    crs: CRS | None
-    height: int
-    width: int
-    gsd_m: float | None
+    scene: Scene
+    raster: Raster
+    """Closed: for its grid."""
     moments: Moments
+    """Of the pixels with data."""
+    learned: Moments
+    """Of those among them to train on, labelled or not."""
     outside: NDArray[np.int64]
     """(C,): pixels that are no plausible reflectance."""
     counts: NDArray[np.int64]
     """(4, K): labelled pixels with data of each part and class."""
+    purposes: str
+    """A digest of what each pixel is for."""
     digest: str = ""
     """Of the pixels, wherever they lie; empty where they are all alike."""
 
+    @property
+    def split(self) -> Split:
+        """As the recipe says."""
+        return self.scene.split
+
+    @property
+    def gsd_m(self) -> float | None:
+        """Metres a pixel; None unless the CRS is projected."""
+        return ground_sample_distance_m(self.raster.crs, self.raster.transform)
+
 
 def look_at(raster: Raster, recipe: Recipe, scene: Scene, place: str, findings: Findings) -> Look:
-    """Read the image once, from top to bottom.
+    """Read the image and its labels from top to bottom.
 
     Raises:
-        SourceError: it breaks off.
+        SourceError: the image breaks off.
     """
     where = f"{place} ({scene.image.name})"
     try:
         check_units(raster, recipe.data, place)
-    except GeodeployError as error:
+    except RangeError as error:
         findings.say("error", "range", where, str(error))
-    codes, part = _labels(raster, recipe, scene, where, findings)
+    labelled = _label(raster, recipe, scene, place, findings)
+    codes, part = labelled.codes, labelled.part
     bands = len(recipe.data.bands)
-    corners = [
-        raster.transform @ corner
-        for corner in ((0, 0), (raster.width, 0), (0, raster.height), (raster.width, raster.height))
-    ]
-    xs, ys = zip(*corners, strict=True)
     look = Look(
         where=where,
         place=place,
-        split=scene.split,
-        bounds=(min(xs), min(ys), max(xs), max(ys)),
-        crs=raster.crs,
-        height=raster.height,
-        width=raster.width,
-        gsd_m=ground_sample_distance_m(raster.crs, raster.transform),
+        scene=scene,
+        raster=raster,
         moments=Moments(bands),
+        learned=Moments(bands),
+        purposes=blake2b(part.data, digest_size=16).hexdigest(),
         outside=np.zeros(bands, np.int64),
         counts=np.zeros((4, len(recipe.classes)), np.int64),
     )
@@ -118,13 +139,13 @@ def look_at(raster: Raster, recipe: Recipe, scene: Scene, place: str, findings: 
         stripe = raster.read(window)
         pixels, valid = raster.to_units(stripe.stored), stripe.valid
         zeros += int((valid & (stripe.stored == 0).all(axis=0)).sum())
-        valid &= np.isfinite(pixels).all(axis=0)
         known = pixels[:, valid]
         look.moments.add(known)
-        look.outside += ((known < _REFLECTANCE[0]) | (known > _REFLECTANCE[1])).sum(axis=1)
         area = window.toslices()
-        labelled = valid & (codes[area] != IGNORED)
-        np.add.at(look.counts, (part[area][labelled], codes[area][labelled]), 1)
+        look.learned.add(pixels[:, valid & (part[area] == TRAINING)])
+        look.outside += ((known < _REFLECTANCE[0]) | (known > _REFLECTANCE[1])).sum(axis=1)
+        labels = codes[area] != IGNORED
+        np.add.at(look.counts, (part[area][labels], codes[area][labels]), 1)
         for digest, band in zip(digests, np.where(valid, pixels, np.float32(np.nan)), strict=True):
             digest.update(band.tobytes())
     if look.moments.covariance.diagonal().max() > 0:
@@ -132,30 +153,35 @@ def look_at(raster: Raster, recipe: Recipe, scene: Scene, place: str, findings: 
         look.digest = shape + " ".join(digest.hexdigest() for digest in digests)
     if scene.labels is not None and part.any() and not look.counts.any():
         findings.say("warning", "labels", where, "no pixel with data has a label.")
-    if bands > 1 and zeros > _ODD_SHARE * look.height * look.width:
-        message = f"{zeros / (look.height * look.width):.0%} of the pixels are 0 in all bands: no data?"
+    if bands > 1 and zeros > _ODD_SHARE * raster.height * raster.width:
+        message = (
+            f"{zeros / (raster.height * raster.width):.0%} of the pixels are 0 in all bands: no data?"
+        )
         findings.say("warning", "nodata", where, f"{message} Then mark it: gdal_edit.py -a_nodata 0.")
     _judge(look, recipe, findings)
     return look
 
 
-def _labels(
-    raster: Raster, recipe: Recipe, scene: Scene, where: str, findings: Findings
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """The codes and the part of each pixel, (H, W); no code where the labels are no good."""
+def _label(
+    raster: Raster, recipe: Recipe, scene: Scene, place: str, findings: Findings
+) -> LabelledScene:
+    """The image with its labels; with no label, and for nothing, where they are no good."""
+    where, size = f"{place} ({scene.image.name})", (raster.height, raster.width)
     try:
-        codes = scene_codes(scene, raster, recipe)
-        part = split(codes, scene, recipe.data.blocks, len(recipe.classes))
+        codes = scene_codes(recipe, scene, raster)
     except GeodeployError as error:
         findings.say("error", "labels", where, str(error))
-        codes = np.full((raster.height, raster.width), IGNORED, np.uint8)
-        part = np.zeros_like(codes)
-    return codes, part
+    else:
+        try:
+            return divide(recipe, scene, place, raster, codes)
+        except RecipeError as error:
+            findings.say("error", "labels", where, str(error))
+    return LabelledScene(raster, np.full(size, IGNORED, np.uint8), np.full(size, NEITHER, np.uint8))
 
 
 def _judge(look: Look, recipe: Recipe, findings: Findings) -> None:
     """Say what is odd about one image."""
-    share = look.moments.count / (look.height * look.width)
+    share = look.moments.count / (look.raster.height * look.raster.width)
     if not share:
         findings.say("error", "nodata", look.where, "no pixel holds data.")
         return

@@ -365,6 +365,11 @@ class Clouds(_Table):
     unshaded: tuple[int, ...] = ()
     """Values of classes on which nobody can tell a shadow, such as water: without a label there."""
 
+    @property
+    def made_up(self) -> set[int]:
+        """Values of the classes that need no label to be learned."""
+        return {value for value in (self.cloud, self.shadow) if self.share and value is not None}
+
 
 class Distillation(_Table):
     """What is learned from tuned models, the teachers."""

@@ -22,7 +22,13 @@ from geodeploy.train.augment import training_batches
 from geodeploy.train.backbone import Backbone, build_backbone
 from geodeploy.train.card import model_card
 from geodeploy.train.checkpoint import Checkpoint
-from geodeploy.train.data import LabelledTile, compute_statistics, open_scenes, sample_tiles
+from geodeploy.train.data import (
+    LabelledTile,
+    check_scaling,
+    compute_statistics,
+    open_scenes,
+    sample_tiles,
+)
 from geodeploy.train.leaks import check_leaks
 from geodeploy.train.loop import Fit, fit
 from geodeploy.train.method_options import Adapter
@@ -145,7 +151,7 @@ def tune_recipe(
     with open_scenes(recipe) as scenes:
         check_leaks(scenes)
         statistics = recipe.data.statistics or compute_statistics(scenes, len(recipe.data.bands))
-        _check_scaling(recipe, statistics)
+        check_scaling(recipe, statistics)
         seen = compute_seen(scenes, len(recipe.data.bands))
         backbone = build_backbone(recipe.model, recipe.data.bands)
         start = _copy_start(recipe, backbone)
@@ -227,15 +233,6 @@ def describe(
         trained_on=recipe.trained_on,
         licence=recipe.licence,
     )
-
-
-def _check_scaling(recipe: Recipe, statistics: Statistics) -> None:
-    if recipe.model.scaling == "log" and min(statistics.mean) <= 0:
-        lowest = int(np.argmin(statistics.mean))
-        raise RecipeError(
-            f'model.scaling: "log" needs bands with a positive mean; {recipe.data.bands[lowest]} has '
-            f'{statistics.mean[lowest]:g}. Take "zscore".'
-        )
 
 
 def _copy_start(recipe: Recipe, backbone: Backbone) -> dict[str, Tensor]:

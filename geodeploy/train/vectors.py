@@ -183,12 +183,7 @@ def _bounds(raster: Raster, crs: CRS, radius_m: float | None) -> Box | None:
 
     None where there is none, as across 180 degrees.
     """
-    corners = [
-        raster.transform @ corner
-        for corner in ((0, 0), (raster.width, 0), (0, raster.height), (raster.width, raster.height))
-    ]
-    xs, ys = zip(*corners, strict=True)
-    box, source = (min(xs), min(ys), max(xs), max(ys)), raster.crs
+    box, source = raster.bounds, raster.crs
     if radius_m is not None:
         degrees = _moved(box, source, _WGS84)
         if degrees is None:

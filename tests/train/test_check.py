@@ -13,11 +13,19 @@ import pytest
 import rasterio
 from affine import Affine
 from rasterio.crs import CRS
+from rasterio.windows import Window
 from typer.testing import CliRunner
 
 from geodeploy.cli import app
+from geodeploy.errors import LabelError, RecipeError
 from geodeploy.train import check_data
-from geodeploy.train.data import TRAINING, VALIDATION, open_scenes
+from geodeploy.train.data import (
+    TRAINING,
+    VALIDATION,
+    check_scaling,
+    compute_statistics,
+    open_scenes,
+)
 from geodeploy.train.findings import DataReport
 from geodeploy.train.recipe import load_recipe
 from geodeploy.train.swaps import correlation_of, swap_by_wavelength
@@ -141,7 +149,8 @@ def test_the_same_pixels_are_known_in_any_file_and_tell_within_a_split_less(
         (tiled, "blocks", 1, 0),
         (tiled, "train", 0, 1),
         (elsewhere, "train", 0, 1),
-        (other, "validation", 0, 0),
+        (other, "validation", 1, 0),  # but for a few: a training refuses it too
+        (other, "train", 0, 0),
     ):
         report = check_data(
             recipe_file,
@@ -285,3 +294,98 @@ def test_the_check_needs_no_torch(recipe_file: Path) -> None:
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_scene_that_shares_pixels_with_one_of_another_split_is_an_error_as_in_a_training(
+    recipe_file: Path, tmp_path: Path
+) -> None:
+    tables = []
+    for name, left, split in (("west", 0, "train"), ("east", 60, "validation")):
+        paths = {kind: tmp_path / f"{name}_{kind}.tif" for kind in ("image", "labels")}
+        for kind, path in paths.items():
+            with rasterio.open(recipe_file.parent / f"{kind}.tif") as whole:
+                grid = whole.transform @ Affine.translation(left, 0)
+                with rasterio.open(
+                    path, "w", **whole.profile | {"width": 70, "transform": grid}
+                ) as part:
+                    part.write(whole.read(window=Window(left, 0, 70, 117)))
+                    part.descriptions = whole.descriptions
+                    part.scales, part.offsets = whole.scales, whole.offsets
+        tables.append(paths | {"split": split})
+    report = check_data(recipe_file, overrides=scenes(*tables))
+    (message,) = told(report, "error", "duplicate")
+    assert "scene.1 (east_image.tif): shares 1170 labelled pixels with data.scene.0 (west" in message
+    assert not told(report, "warning", "ground")
+
+
+def test_a_scene_twice_in_the_same_blocks_counts_twice_and_leaks_nothing(recipe_file: Path) -> None:
+    report = check_data(recipe_file, overrides=scenes({"split": "blocks"}, {"split": "blocks"}))
+    assert not report.errors
+    assert "they count twice" in told(report, "warning", "duplicate")[0]
+
+
+def test_a_crs_that_is_nowhere_on_earth_is_no_traceback(
+    recipe_file: Path, remake: Callable[..., Path]
+) -> None:
+    site = CRS.from_wkt('LOCAL_CS["site",UNIT["metre",1]]')
+    images = [remake("a.tif", crs=site), remake("b.tif", lambda pixels: pixels + 1, crs=site)]
+    tables = [
+        {"image": image, "labels": "labels.tif", "split": split}
+        for image, split in zip(images, ("train", "validation"), strict=True)
+    ]
+    report = check_data(recipe_file, overrides=scenes(*tables))
+    assert all('"site"' in (item.crs or "") for item in report.scenes)
+    assert "100% of the smaller one" in told(report, "warning", "ground")[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda band: np.full_like(band, 9000), "Band 3 of data.bands has one value"),
+        (lambda band: band // 100, "positive mean; red has -0.09"),
+    ],
+)
+def test_bands_that_a_training_refuses_are_errors(
+    recipe_file: Path, remake: Callable[..., Path], change: Callable[..., np.ndarray], words: str
+) -> None:
+    def spoil(pixels: np.ndarray) -> np.ndarray:
+        return np.stack([change(band) if place == 2 else band for place, band in enumerate(pixels)])
+
+    override = scenes({"image": remake("spoilt.tif", spoil), "split": "blocks"})
+    assert words in told(check_data(recipe_file, overrides=override), "error", "bands")[0]
+    recipe = load_recipe(recipe_file, override)
+    with open_scenes(recipe) as opened, pytest.raises(RecipeError, match=words):
+        check_scaling(recipe, compute_statistics(opened, 6))
+
+
+def test_classes_that_clouds_or_teachers_bring_need_no_label(recipe_file: Path) -> None:
+    def unlearned(*overrides: str) -> list[str]:
+        report = check_data(recipe_file, overrides=["classes.1.value=7", "data.ignore=[1]", *overrides])
+        return [text for text in told(report, "warning", "classes") if "cannot be learned" in text]
+
+    assert len(unlearned()) == 1
+    assert unlearned("augmentation.clouds={share=0.5, cloud=7}") == []
+    assert unlearned("distillation.teachers=['teacher']") == []
+
+
+def test_scenes_without_labels_are_left_out_without_a_teacher(
+    recipe_file: Path, remake: Callable[..., Path]
+) -> None:
+    bare = f"data.scene=[{{image='image.tif', labels='labels.tif'}}, {{image='{remake('b.tif')}'"
+    bare += ", split='train'}]"
+    report = check_data(recipe_file, overrides=[bare])
+    assert "has no labels: left out" in told(report, "note", "labels")[0]
+    assert (len(report.scenes), report.errors) == (1, 0)
+    report = check_data(recipe_file, overrides=[bare, "distillation.teachers=['teacher']"])
+    assert (len(report.scenes), report.errors) == (2, 1)  # the same pixels
+
+
+def test_labels_that_are_for_the_test_alone_are_none_even_with_a_teacher(recipe_file: Path) -> None:
+    tables = "data.scene=[{image='image.tif', split='train'}, "
+    tables += "{image='image.tif', labels='labels.tif', split='test'}]"
+    override = [tables, "distillation.teachers=['teacher']"]
+    assert told(check_data(recipe_file, overrides=override), "error", "classes") == [
+        ": no pixel to train on or to validate on has a label."
+    ]
+    with pytest.raises(LabelError, match="No scene"), open_scenes(load_recipe(recipe_file, override)):
+        pass

@@ -116,6 +116,23 @@ def test_labels_of_another_size_are_refused(recipe_file: Path, real_scene: Path)
         pass
 
 
+def test_labels_where_the_image_has_no_data_are_none(recipe_file: Path, tmp_path: Path) -> None:
+    with rasterio.open(recipe_file.parent / "image.tif") as source:
+        pixels = source.read()
+        pixels[:, :100] = 0
+        with rasterio.open(tmp_path / "image.tif", "w", **source.profile | {"nodata": 0}) as target:
+            target.write(pixels)
+            target.descriptions = source.descriptions
+            target.scales, target.offsets = source.scales, source.offsets
+    override = f"data.scene.0.image={tmp_path / 'image.tif'}"
+    with opened(recipe_file, override, "data.scene.0.split=train") as (scene,):
+        assert scene.count(TRAINING) == (pixels > 0).all(axis=0).sum() == 17 * 131
+        assert (scene.codes[:100] == IGNORED).all()
+    labels = relabel(recipe_file, tmp_path, lambda labels: labels[100:].fill(255))
+    with pytest.raises(LabelError, match="nodata"), opened(recipe_file, override, labels):
+        pass
+
+
 def test_a_missing_scene_is_named(recipe_file: Path) -> None:
     with (
         pytest.raises(SourceError, match=r"absent\.tif does not exist"),
@@ -244,6 +261,24 @@ def test_statistics_are_those_of_the_valid_training_pixels(recipe_file: Path) ->
         chosen = pixels[:, scene.part == TRAINING]
     np.testing.assert_allclose(found.mean, chosen.mean(axis=1), rtol=1e-4)
     np.testing.assert_allclose(found.std, chosen.std(axis=1), rtol=1e-4)
+
+
+def test_a_band_of_one_value_is_refused_whatever_its_sums_round_to(
+    recipe_file: Path, tmp_path: Path
+) -> None:
+    for number, value in enumerate(np.linspace(0.011, 0.99, 9)):
+        with rasterio.open(recipe_file.parent / "image.tif") as source:
+            image = tmp_path / f"{number}.tif"
+            profile = source.profile | {"dtype": "float32"}
+            with rasterio.open(image, "w", **profile) as target:
+                target.write(source.read(out_dtype="float32") * 2e-5)
+                target.write(np.full(source.shape, value, np.float32), 5)
+                target.descriptions = source.descriptions
+        with (
+            opened(recipe_file, f"data.scene.0.image={image}") as scenes,
+            pytest.raises(RecipeError, match=r"Band 5 of data\.bands has one value"),
+        ):
+            compute_statistics(scenes, 6)
 
 
 def test_a_tile_over_the_edge_is_mirrored_and_its_outside_ignored(recipe_file: Path) -> None:

@@ -80,6 +80,20 @@ def test_what_shares_no_pixel_is_not_refused(recipe_file: Path, cut: Callable[..
     check(recipe_file, cut("g", LEFT, "train", **plain), cut("h", RIGHT, "validation", **plain))
 
 
+def test_a_leak_behind_pixels_without_data_is_found(
+    recipe_file: Path, cut: Callable[..., str], tmp_path: Path
+) -> None:
+    pieces = [cut("a", Window(0, 0, 70, 100), "train"), cut("b", Window(0, 0, 70, 90), "validation")]
+    for name in "ab":
+        with rasterio.open(tmp_path / f"{name}_image.tif", "r+") as image:
+            image.nodata = 0
+            pixels = image.read()
+            pixels[:, :80] = 0
+            image.write(pixels)
+    with pytest.raises(LabelError, match="share 700 labelled pixels"):
+        check(recipe_file, *pieces)
+
+
 def test_a_file_without_a_crs_leaks_into_itself_and_nothing_is_trained(
     recipe_file: Path, cut: Callable[..., str], tmp_path: Path
 ) -> None:
