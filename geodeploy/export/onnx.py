@@ -117,7 +117,9 @@ def _check_place(output: Path, options: ExportOptions, *, overwrite: bool) -> No
     suffix, kind = _FILES[options.to]
     if output.suffix != suffix:
         raise OutputError(f"{output}: the name of {kind} ends in {suffix}.")
-    check_output(output, [], overwrite=overwrite)
+    # quick.onnx and quick.pt2 would have one report and one item.
+    for written in (output, parity_path(output), item_path(output)):
+        check_output(written, [], overwrite=overwrite)
 
 
 def _replace_folder(new: Path, output: Path, aside: Path) -> None:

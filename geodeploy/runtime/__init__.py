@@ -72,6 +72,11 @@ def open_session(
         from geodeploy.runtime.torch import TorchSession
 
         return TorchSession(model, device=device, threads=threads)
+    if model.suffix == ".pt2":
+        raise ModelError(
+            f"{model} is a program of torch.export, which PyTorch runs without geodeploy. Give the RUN "
+            "that it was made of, or an ONNX file."
+        )
     from geodeploy.runtime.graph import read_onnx
 
     file = read_onnx(model)

@@ -158,6 +158,11 @@ def test_what_the_forms_cannot_be_is_refused_before_any_work(tmp_path: Path) -> 
         export("run", tmp_path / "a", options=ExportOptions(to="triton", profile="deepness"))
     with pytest.raises(OutputError, match=r"ends in \.pt2"):
         export("run", tmp_path / "a.onnx", options=PROGRAM)
+    (tmp_path / "other.stac.json").touch()
+    for name, form in (("other.onnx", ExportOptions()), ("other.pt2", PROGRAM)):
+        with pytest.raises(OutputError, match=r"other\.stac\.json exists"):
+            export("run", tmp_path / name, options=form)
+    (tmp_path / "other.stac.json").unlink()
     for name in ("a", "a.pt2", "a.ONNX"):
         with pytest.raises(OutputError, match=r"the name of an ONNX file ends in \.onnx"):
             export("run", tmp_path / name)

@@ -91,6 +91,9 @@ def test_the_description_inside_wins_over_one_beside_the_model(
 
 
 def test_what_is_no_model_is_told(make_model: MakeModel, tmp_path: Path) -> None:
+    (tmp_path / "model.pt2").touch()
+    with pytest.raises(ModelError, match=r"model\.pt2 is a program of torch\.export"):
+        open_session(tmp_path / "model.pt2")
     with pytest.raises(ModelError, match=r"gone\.onnx does not exist"):
         open_session(tmp_path / "gone.onnx")
     whole = make_model(tmp_path / "model.onnx").path.read_bytes()
