@@ -39,10 +39,10 @@ def is_store(path: Path) -> bool:
 
 
 def store_source(path: Path) -> Source:
-    """The variables of the store that lie on a grid, by their names.
+    """The variables of the store that can be bands, by their names.
 
     Raises:
-        SourceError: it cannot be read, or no variable lies on a grid.
+        SourceError: it cannot be read, or no variable lies on a regular grid, at one date.
     """
     with _opened(path) as store:
         names = [
@@ -54,15 +54,24 @@ def store_source(path: Path) -> Source:
             raise SourceError(
                 f"{path} has no variable on a grid of x and y, or of latitude and longitude."
             )
-        assets = []
+        assets: list[Asset] = []
+        left_out: dict[str, SourceError] = {}
         for name in names:
-            dataset = ArrayDataset(store[name], f"{path.name}: {name}")
+            try:
+                dataset = ArrayDataset(store[name], f"{path.name}: {name}")
+            except SourceError as error:  # the model may not need it
+                left_out[str(name)] = error
+                continue
             own = [label or None for label in dataset.descriptions]
             labels = [str(name)] if dataset.count == 1 else own
             assets += [
                 Asset(f"{PREFIX}{path}::{name}", label, place) for place, label in enumerate(labels, 1)
             ]
-    return Source(path.name, assets, (path.name, str(store.attrs.get("platform", ""))))
+    if not assets:
+        raise next(iter(left_out.values()))
+    without = f", {', '.join(left_out)} left out," if left_out else ""
+    hints = (path.name, str(store.attrs.get("platform", "")))
+    return Source(path.name, assets, hints, without)
 
 
 def open_array(name: str) -> "ArrayDataset":

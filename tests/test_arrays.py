@@ -14,7 +14,7 @@ from rasterio.windows import Window
 
 from geodeploy import PredictOptions, predict, predict_array
 from geodeploy.arrays import held
-from geodeploy.errors import MissingExtraError, SourceError
+from geodeploy.errors import BandError, MissingExtraError, SourceError
 from geodeploy.raster import open_raster
 from geodeploy.source import find_source
 
@@ -152,6 +152,19 @@ def damage(file: Path, part: slice) -> None:
     content = bytearray(file.read_bytes())
     content[part] = b"\xff" * len(content[part])
     file.write_bytes(content)
+
+
+def test_a_variable_that_can_be_no_band_is_left_out(tmp_path: Path) -> None:
+    store = cube()
+    store["quality"] = store["red"].drop_attrs().expand_dims(time=[1, 2])
+    store.to_netcdf(tmp_path / "scene.nc")
+    with open_raster(tmp_path / "scene.nc", band_names=SIX) as raster:
+        np.testing.assert_array_equal(raster.read(Window(0, 0, 130, 100)).stored, stored_bands())
+    with (
+        pytest.raises(BandError, match=r"scene\.nc, quality left out, has 6 bands"),
+        open_raster(tmp_path / "scene.nc", band_names=["quality"]),
+    ):
+        pass
 
 
 def test_an_array_goes_in_and_one_comes_out(judge: Path, pointwise: Any, tmp_path: Path) -> None:
