@@ -5,6 +5,7 @@ not read Zarr 3. Hence xarray, with rioxarray for what lies where.
 """
 
 import itertools
+import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import rasterio
+from affine import Affine
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import RasterioIOError
@@ -21,6 +23,7 @@ from rasterio.windows import Window
 from geodeploy.asset import Asset, Source
 from geodeploy.attributes import band_factors, band_names, fill_value, place, spatial_axes
 from geodeploy.errors import SourceError, first_line, require
+from geodeploy.spec import NODATA
 
 if TYPE_CHECKING:
     from geodeploy.predict import PredictOptions
@@ -97,7 +100,7 @@ def held(array: Any) -> Iterator[Path]:
 def predict_array(
     array: Any, model: Path | str | None = None, *, options: "PredictOptions | None" = None
 ) -> Any:
-    """The class map of an `xarray.DataArray`, as another.
+    """The map of an `xarray.DataArray`, as another.
 
     It runs as `predict` does, reading window by window: an array of dask's is never computed whole.
 
@@ -110,7 +113,8 @@ def predict_array(
     Returns:
         (y, x) of class values, with CF's ``flag_values`` and ``flag_meanings``. Where rasters beside it
         are asked for, an `xarray.Dataset` with it as ``class``, and with them: float32 from 0 to 1, NaN
-        for nodata, ``probabilities`` (class_name, y, x).
+        for nodata, ``probabilities`` (class_name, y, x). Of a model of quantities, an `xarray.Dataset`
+        with each, in its units; the disagreement of ``height`` is ``height_disagreement``.
 
     Raises:
         GeodeployError: what `predict` raises.
@@ -121,44 +125,55 @@ def predict_array(
 
     from geodeploy.predict import predict
 
-    with tempfile.TemporaryDirectory(prefix="geodeploy-") as folder, held(array) as name:
-        output = Path(folder) / "map.tif"
-        report = predict(name, model, output, options=options)
-        with rasterio.open(output) as dataset:
-            classes, transform, crs = dataset.read(1), dataset.transform, dataset.crs
-            nodata = dataset.nodata
+    with tempfile.TemporaryDirectory(prefix="geodeploy-") as folder, held(array) as scene:
+        report = predict(scene, model, Path(folder) / "map.tif", options=options)
+        with rasterio.open(report.map) as dataset:
+            stored, transform, crs = dataset.read(), dataset.transform, dataset.crs
         beside = {path.stem.removeprefix("map_"): _shares(path) for path in report.beside}
-    y_dim, x_dim = spatial_axes(array) or ("y", "x")
-    same = classes.shape == (array.sizes[y_dim], array.sizes[x_dim])
-    rows, cols = (np.arange(length) + 0.5 for length in classes.shape)
-    coords = {}
-    if same:
-        coords = {dim: array[dim] for dim in (y_dim, x_dim) if dim in array.coords}
-    elif transform.b == transform.d == 0:  # else rows and columns have no coordinate of their own
-        coords = {y_dim: transform.f + transform.e * rows, x_dim: transform.c + transform.a * cols}
-    mapped = xarray.DataArray(
-        classes,
-        dims=(y_dim, x_dim),
-        coords=coords,
-        name="class",
-        attrs={
-            "flag_values": np.array([item.value for item in report.classes], np.uint8),
-            "flag_meanings": " ".join(item.name.replace(" ", "_") for item in report.classes),
-        },
-    )
-    mapped = mapped.rio.write_nodata(int(nodata))
-    if crs is not None:
-        mapped = mapped.rio.write_crs(crs).rio.write_transform(transform)
+    dims = spatial_axes(array) or ("y", "x")
+    coords = _coordinates(array, dims, stored.shape[1:], transform)
+
+    def lying(values: NDArray[Any], fill: float, **attrs: Any) -> Any:
+        made = xarray.DataArray(values, dims=dims, coords=coords, attrs=attrs).rio.write_nodata(fill)
+        return made if crs is None else made.rio.write_crs(crs).rio.write_transform(transform)
+
+    if report.targets:
+        every = {"": stored} | {f"_{kind}": distances for kind, distances in beside.items()}
+        return xarray.Dataset(
+            {
+                target.name + kind: lying(planes[place], math.nan, units=target.unit)
+                for kind, planes in every.items()
+                for place, target in enumerate(report.targets)
+            }
+        )
+    mapped = lying(
+        stored[0],
+        NODATA,
+        flag_values=np.array([item.value for item in report.classes], np.uint8),
+        flag_meanings=" ".join(item.name.replace(" ", "_") for item in report.classes),
+    ).rename("class")
     if not beside:
         return mapped
     found = mapped.to_dataset()
-    for variable, shares in beside.items():
-        if variable == "probabilities":
+    for kind, shares in beside.items():
+        if kind == "probabilities":
             found["class_name"] = [item.name for item in report.classes]
-            found[variable] = (("class_name", y_dim, x_dim), shares)
+            found[kind] = (("class_name", *dims), shares)
         else:
-            found[variable] = ((y_dim, x_dim), shares[0])
+            found[kind] = (dims, shares[0])
     return found
+
+
+def _coordinates(
+    array: Any, dims: tuple[str, str], shape: tuple[int, int], transform: Affine
+) -> dict[str, Any]:
+    """Of the rows and columns of a map of ``array``, which may be a part of it or resampled."""
+    if shape == tuple(array.sizes[dim] for dim in dims):
+        return {dim: array[dim] for dim in dims if dim in array.coords}
+    if transform.b or transform.d:  # rows and columns have none of their own
+        return {}
+    rows, cols = (np.arange(length) + 0.5 for length in shape)
+    return {dims[0]: transform.f + transform.e * rows, dims[1]: transform.c + transform.a * cols}
 
 
 def _shares(path: Path) -> NDArray[np.float32]:

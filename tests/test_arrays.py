@@ -17,6 +17,7 @@ from geodeploy.arrays import held
 from geodeploy.errors import BandError, MissingExtraError, SourceError
 from geodeploy.raster import open_raster
 from geodeploy.source import find_source
+from geodeploy.spec import Target
 
 if any(find_spec(name) is None for name in ("xarray", "rioxarray", "netCDF4", "zarr")):
     pytest.skip("the extra xarray is not installed", allow_module_level=True)
@@ -152,6 +153,25 @@ def damage(file: Path, part: slice) -> None:
     content = bytearray(file.read_bytes())
     content[part] = b"\xff" * len(content[part])
     file.write_bytes(content)
+
+
+def test_quantities_come_in_one_dataset_with_their_units(
+    make_model: Callable[..., Any], make_spec: Callable[..., Any], tmp_path: Path
+) -> None:
+    targets = (Target(name="height", unit="m"), Target(name="biomass", unit="t"))
+    spec = make_spec(("red", "nir"), tile=64, overlap=16, targets=targets)
+    model, options = make_model(tmp_path / "model.onnx", spec).path, PredictOptions(disagreement=True)
+    found = predict_array(as_array(), model, options=options)
+    with held(as_array()) as name:
+        report = predict(name, model, tmp_path / "map.tif", options=options)
+    for path, kind in ((report.map, ""), (report.beside[0], "_disagreement")):
+        with rasterio.open(path) as judge:
+            for band, target in enumerate(targets, 1):
+                variable = found[target.name + kind]
+                np.testing.assert_array_equal(variable.values, judge.read(band))
+                assert variable.attrs["units"] == target.unit
+                assert variable.rio.crs == judge.crs
+    assert np.isnan(found.height.rio.nodata)
 
 
 def test_a_variable_that_can_be_no_band_is_left_out(tmp_path: Path) -> None:
