@@ -97,10 +97,10 @@ def join(
             blockYSize=side,
         )
         _add_tags(band, tallies[place].statistics())
-        ElementTree.SubElement(band, "Description").text = name
+        ElementTree.SubElement(band, "Description").text = _legible(name)
         ElementTree.SubElement(band, "NoDataValue").text = str(product.nodata)
         if product.units:
-            ElementTree.SubElement(band, "UnitType").text = product.units[place]
+            ElementTree.SubElement(band, "UnitType").text = _legible(product.units[place])
         if product.scale != 1:
             ElementTree.SubElement(band, "Scale").text = repr(product.scale)
         if classes:
@@ -110,10 +110,15 @@ def join(
     ElementTree.ElementTree(root).write(path, encoding="utf-8")
 
 
+def _legible(text: str) -> str:
+    """``text`` as XML can hold it: a model may call itself and its classes anything."""
+    return "".join(sign if sign.isprintable() or sign in "\n\t" else "?" for sign in text)
+
+
 def _add_tags(element: ElementTree.Element, tags: Mapping[str, str]) -> None:
     metadata = ElementTree.SubElement(element, "Metadata")
     for key, value in tags.items():
-        ElementTree.SubElement(metadata, "MDI", key=key).text = value
+        ElementTree.SubElement(metadata, "MDI", key=key).text = _legible(value)
 
 
 def _add_colours(band: ElementTree.Element, classes: Sequence[SegmentationClass]) -> None:
@@ -254,7 +259,7 @@ def write_names(path: Path, classes: Sequence[SegmentationClass]) -> None:
     names = {item.value: item.name for item in classes}
     categories = ElementTree.SubElement(band, "CategoryNames")
     for value in range(max(names) + 1):
-        ElementTree.SubElement(categories, "Category").text = names.get(value, "")
+        ElementTree.SubElement(categories, "Category").text = _legible(names.get(value, ""))
     table = ElementTree.SubElement(band, "GDALRasterAttributeTable", tableType="thematic")
     # Type 0 integer, 2 string; usage 5 value, 2 name, 6 to 8 red, green, blue (GDAL's gdal_rat.h).
     columns = (("Value", 0, 5), ("Class", 2, 2), ("Red", 0, 6), ("Green", 0, 7), ("Blue", 0, 8))
@@ -266,7 +271,7 @@ def write_names(path: Path, classes: Sequence[SegmentationClass]) -> None:
     for place, item in enumerate(classes):
         row = ElementTree.SubElement(table, "Row", index=str(place))
         for cell in (item.value, item.name, *item.rgb):
-            ElementTree.SubElement(row, "F").text = str(cell)
+            ElementTree.SubElement(row, "F").text = _legible(str(cell))
     ElementTree.indent(root)
     ElementTree.ElementTree(root).write(path, encoding="utf-8")
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import onnxruntime
@@ -734,3 +735,18 @@ print(json.dumps([report.valid_pixels, sorted(absent & set(sys.modules))]))
     valid_pixels, found = run_python(script, small_scene, pointwise.path, tmp_path / "map.tif")
     assert valid_pixels == 100 * 130
     assert found == []
+
+
+def test_a_model_may_call_itself_and_its_classes_anything(
+    make_model: Make, make_spec: Make, small_scene: Path, tmp_path: Path
+) -> None:
+    described = json.loads(make_spec().to_json())
+    described["name"] = "odd \x00 name"
+    described["classes"][0]["name"] = 'a<b> & "c" \x1f'
+    model = make_model(tmp_path / "model.onnx", metadata=json.dumps(described)).path
+    predict(small_scene, model, tmp_path / "map.tif")
+    with rasterio.open(tmp_path / "map.tif") as made:
+        assert made.tags()["GEODEPLOY_MODEL"] == "odd ? name"
+    assert cog_validate(tmp_path / "map.tif")[0]
+    names = ElementTree.parse(tmp_path / "map.tif.aux.xml").findall(".//Category")
+    assert names[0].text == 'a<b> & "c" ?'
