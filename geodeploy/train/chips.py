@@ -57,10 +57,11 @@ def _files(folder: Path, suffix: str, key: str) -> dict[str, Path]:
     """The files with ``suffix`` in ``folder`` and the folders in it, by their path without it."""
     if not folder.is_dir():
         raise SourceError(f"{key}: the folder {folder} does not exist. Name it relative to data.root.")
+    names = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
     found = {
-        path.relative_to(folder).as_posix().removesuffix(suffix): path
-        for path in folder.rglob(f"*{suffix}")
-        if path.is_file() and not path.name.startswith(".")
+        name.removesuffix(suffix): path
+        for name, path in names.items()
+        if name.endswith(suffix) and path.is_file() and not path.name.startswith(".")
     }
     if not found:
         raise SourceError(f"{key}: no file in {folder} ends with {suffix}. Name what they end with.")

@@ -191,15 +191,16 @@ class Data(_Table):
         for number, scene in enumerate(self.scene):
             if scene.labels is None and scene.split != "train":
                 raise ValueError(f'scene.{number} has no labels to validate on; its split is "train"')
-            if scene.labels is not None and is_vector(scene.labels) and self.vectors is None:
-                raise ValueError(
-                    f"scene.{number}.labels are polygons or points: vectors.class_column must name the "
-                    "column with their classes"
-                )
         named: list[tuple[str, Scene | Chips]] = []
         named += [(f"scene.{number}", scene) for number, scene in enumerate(self.scene)]
         named += [(f"chips.{number}", chips) for number, chips in enumerate(self.chips or ())]
         for place, item in named:
+            labels = item.labels if isinstance(item, Scene) else Path(f"chip{item.label_suffix}")
+            if labels is not None and is_vector(labels) and self.vectors is None:
+                raise ValueError(
+                    f"{place}.labels are polygons or points: vectors.class_column must name the column "
+                    "with their classes"
+                )
             for what, value in (("scale", item.scale), ("offset", item.offset)):
                 if isinstance(value, tuple) and len(value) != count:
                     raise ValueError(f"{place}.{what} has {len(value)} numbers for {count} bands")
@@ -412,7 +413,7 @@ class Recipe(_Table):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
     """Of the model."""
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Draws first weights, windows and augmentations; the same seed repeats a run on a CPU."""
     licence: str = ""
     """Of the tuned weights."""

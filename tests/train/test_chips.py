@@ -15,6 +15,7 @@ from rasterio.windows import Window
 from geodeploy.errors import GeodeployError, LabelError, RecipeError, SourceError
 from geodeploy.train import data
 from geodeploy.train.augment import training_batches
+from geodeploy.train.chips import list_scenes
 from geodeploy.train.data import TEST, TRAINING, VALIDATION, open_scenes
 from geodeploy.train.recipe import load_recipe, recipe_text
 
@@ -76,6 +77,22 @@ def test_images_and_labels_may_share_a_folder(folder: Path) -> None:
     assert list(found) == ["a.tif", "b.tif", "c.tif", "d.tif"]
 
 
+def test_each_chip_may_have_a_folder_of_its_own(folder: Path) -> None:
+    for kind in ("images", "labels"):
+        for file in list((folder / kind).rglob("*.tif")):
+            chip = folder / "chips" / file.stem.removesuffix("_labels")
+            chip.mkdir(parents=True, exist_ok=True)
+            file.rename(chip / f"{kind}.tif")
+    (folder / "val.txt").write_text("c\n")
+    (folder / "train.txt").write_text("a\nb\nd/images.tif\n")
+    suffixes = "image_suffix='/images.tif', label_suffix='/labels.tif'"
+    table = f"images='chips', labels='chips', {suffixes}, train='train.txt', validation='val.txt'"
+    recipe = load_recipe(folder / "chips.toml", [f"data.chips=[{{{table}}}]"])
+    assert [(scene.image.parent.name, scene.split) for _, scene in list_scenes(recipe.data)] == [
+        ("a", "train"), ("b", "train"), ("c", "validation"), ("d", "train"),
+    ]  # fmt: skip
+
+
 def test_lists_say_what_each_chip_is_for(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     (folder / "train.txt").write_text("east/d.tif\n\na\n")
     (folder / "val.txt").write_text("east/c\n")
@@ -130,6 +147,18 @@ LISTS = (
             "data.chips.0.labels: no file in ",
         ),
         (lambda folder: None, "seed=0", RecipeError, "give either a split or the files that list"),
+        (
+            lambda folder: None,
+            "data.chips=[{images='images', labels='labels', split='train', image_suffix='*.tif'}]",
+            SourceError,
+            "data.chips.0.images: no file in ",
+        ),
+        (
+            lambda folder: None,
+            "data.chips=[{images='images', labels='labels', split='train', label_suffix='.geojson'}]",
+            RecipeError,
+            "chips.0.labels are polygons or points: vectors.class_column must name",
+        ),
         (lambda folder: None, "data.chips.0.split=test", RecipeError, "at least one must train"),
         (lambda folder: None, "data.chips=[]", RecipeError, "scene is missing, and so are chips"),
     ],

@@ -201,13 +201,15 @@ def test_fcn_is_convolutions_that_double_up_to_the_tile() -> None:
 
 
 @pytest.mark.parametrize("name", ["upernet", "dpt"])
-def test_their_width_has_a_default_and_is_one_number(recipe_file: Path, name: str) -> None:
-    text = recipe_file.read_text().replace("decoder_channels = [16, 16, 8, 8]\n", "")
-    recipe_file.write_text(text)
-    assert load_recipe(recipe_file, [f"model.decoder={name}"]).model.decoder_channels == (128,)
-    assert load_recipe(recipe_file).model.decoder_channels == (128, 64, 32, 16)
+def test_their_width_has_a_default_and_is_one_number(
+    recipe_file: Path, tmp_path: Path, name: str
+) -> None:
+    plain = tmp_path / "plain.toml"
+    plain.write_text(recipe_file.read_text().replace("decoder_channels = [16, 16, 8, 8]\n", ""))
+    assert load_recipe(plain, [f"model.decoder={name}"]).model.decoder_channels == (128,)
+    assert load_recipe(plain).model.decoder_channels == (128, 64, 32, 16)
     with pytest.raises(RecipeError) as caught:
-        load_recipe(recipe_file, [f"model.decoder={name}", "model.decoder_channels=[8, 8]"])
+        load_recipe(plain, [f"model.decoder={name}", "model.decoder_channels=[8, 8]"])
     words = f"model: decoder_channels must be one number for {name}, found [8, 8]"
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
