@@ -11,13 +11,14 @@ from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.warp import transform_bounds
 
-from geodeploy.errors import GeodeployError, RecipeError
+from geodeploy.errors import GeodeployError, RecipeError, SourceError
 from geodeploy.raster import Raster
 from geodeploy.train.chips import list_scenes
 from geodeploy.train.data import (
     TEST,
     TRAINING,
     VALIDATION,
+    check_folder,
     check_scaling,
     label_scene,
     open_image,
@@ -42,10 +43,10 @@ def check_recipe(recipe: Recipe) -> DataReport:
     Memory: two bytes a pixel of one scene at a time, or of two that show the same ground.
     """
     findings = Findings()
-    if not recipe.data.root.is_dir():
-        findings.say(
-            "error", "unreadable", "data.root", f"the folder {recipe.data.root} does not exist."
-        )
+    try:
+        check_folder(recipe.data)
+    except SourceError as error:
+        findings.say("error", "unreadable", "", str(error))
         return _report(recipe, findings, [])
     looks = list(_look_at_all(recipe, findings))
     _compare_grids(looks, recipe, findings)

@@ -98,11 +98,7 @@ def open_scenes(recipe: Recipe) -> Iterator[list[LabelledScene]]:
             nowhere in the training area where there is data; with teachers, nowhere at all.
         RangeError: an image does not hold values in the recipe's units.
     """
-    if not recipe.data.root.is_dir():
-        raise SourceError(
-            f"The folder of the scenes, {recipe.data.root}, does not exist. Name it with "
-            "--set data.root=FOLDER or in the recipe."
-        )
+    check_folder(recipe.data)
     with ExitStack() as stack:
         taught = bool(recipe.distillation.teachers)
         scenes = []
@@ -122,6 +118,19 @@ def open_scenes(recipe: Recipe) -> Iterator[list[LabelledScene]]:
         if not taught:
             _warn_of_absent_classes(scenes, recipe)
         yield scenes
+
+
+def check_folder(data: Data) -> None:
+    """Refuse a recipe whose data are not there.
+
+    Raises:
+        SourceError: names the folder and the key.
+    """
+    if not data.root.is_dir():
+        raise SourceError(
+            f"The folder of the scenes, {data.root}, does not exist. Name it with "
+            "--set data.root=FOLDER or in the recipe."
+        )
 
 
 @contextmanager

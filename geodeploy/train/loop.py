@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from geodeploy.ahead import read_ahead
@@ -158,6 +159,39 @@ def fit(
         images_per_s=len(losses) * training.windows / busy,
         device=learner.device,
     )
+
+
+def check_training(model: TunedModel, recipe: Recipe) -> None:
+    """Refuse what the training of ``model`` would stumble over, before any data are read.
+
+    The model comes back in eval mode.
+
+    Raises:
+        RecipeError: the device cannot compute in ``training.precision``, the layers have no order for
+            ``method.layer_decay``, or one tile is too little to normalise over.
+    """
+    _accelerator(recipe.training)
+    build_optimizer(model, recipe)
+    model.train()
+    norms = [item for item in model.modules() if isinstance(item, _BatchNorm) and item.training]
+    model.eval()
+    if recipe.training.batch > 1 or not norms:
+        return
+    pixels: list[int] = []
+    hooks = [
+        norm.register_forward_pre_hook(lambda _, inputs: pixels.append(inputs[0][0, 0].numel()))
+        for norm in norms
+    ]
+    side = recipe.model.tile
+    with torch.no_grad():
+        model(torch.zeros(1, len(recipe.data.bands), side, side))
+    for hook in hooks:
+        hook.remove()
+    if min(pixels) == 1:
+        raise RecipeError(
+            "training.batch: the network normalises maps of one pixel over the batch, and 1 tile has "
+            "no statistics; take 2 or more, or a larger model.tile."
+        )
 
 
 class Learner:

@@ -68,6 +68,11 @@ class TunedModel(nn.Module):
             return torch.log(torch.maximum(pixels_BCHW, self.mean / 50) / self.mean)
         return (pixels_BCHW - self.mean) / self.std
 
+    def set_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Normalise by these from now on: one number a band each, in the spec's units."""
+        self.mean.copy_(torch.tensor(mean).reshape(-1, 1, 1))
+        self.std.copy_(torch.tensor(std).reshape(-1, 1, 1))
+
     def train(self, mode: bool = True) -> Self:
         """As in torch, but a normalisation of the backbone that is not tuned keeps its statistics."""
         super().train(mode)

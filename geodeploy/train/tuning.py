@@ -24,13 +24,14 @@ from geodeploy.train.card import model_card
 from geodeploy.train.checkpoint import Checkpoint
 from geodeploy.train.data import (
     LabelledTile,
+    check_folder,
     check_scaling,
     compute_statistics,
     open_scenes,
     sample_tiles,
 )
 from geodeploy.train.leaks import check_leaks
-from geodeploy.train.loop import Fit, fit
+from geodeploy.train.loop import Fit, check_training, fit
 from geodeploy.train.method_options import Adapter
 from geodeploy.train.methods import ParameterCounts
 from geodeploy.train.model import TunedModel, assemble
@@ -147,15 +148,20 @@ def tune_recipe(
     check_new_folder(output)
     checkpoint = Checkpoint(output, recipe) if resume else None
     check_teachers(recipe)
+    check_folder(recipe.data)
     torch.manual_seed(recipe.seed)
+    backbone = build_backbone(recipe.model, recipe.data.bands)
+    start = _copy_start(recipe, backbone)
+    bands = len(recipe.data.bands)
+    # What the pixels are normalised by is known once they are read, which may take an hour.
+    model = assemble(recipe, backbone, mean=[0.0] * bands, std=[1.0] * bands)
+    check_training(model, recipe)
     with open_scenes(recipe) as scenes:
         check_leaks(scenes)
-        statistics = recipe.data.statistics or compute_statistics(scenes, len(recipe.data.bands))
+        statistics = recipe.data.statistics or compute_statistics(scenes, bands)
         check_scaling(recipe, statistics)
-        seen = compute_seen(scenes, len(recipe.data.bands))
-        backbone = build_backbone(recipe.model, recipe.data.bands)
-        start = _copy_start(recipe, backbone)
-        model = assemble(recipe, backbone, mean=statistics.mean, std=statistics.std)
+        seen = compute_seen(scenes, bands)
+        model.set_statistics(statistics.mean, statistics.std)
         taught = teach(scenes, recipe, progress=progress) if recipe.distillation.teachers else scenes
         mean = np.array(statistics.mean, np.float32)
         if isinstance(recipe.method, Adapter):

@@ -1,13 +1,20 @@
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
-from geodeploy.errors import ModelError, RecipeError
+from geodeploy.errors import ModelError, RecipeError, SourceError
 from geodeploy.train import train
 from geodeploy.train.loop import Rates, count_steps
 from geodeploy.train.recipe import Training
+
+PYRAMID = [
+    "model.backbone=light", "model.options={channels=[4, 4, 4, 4, 4]}",
+    "model.decoder_channels=[4, 4, 4, 4]", "method.name=full",
+]  # fmt: skip
 
 
 def rates(**settings: object) -> Rates:
@@ -81,3 +88,40 @@ def test_fp16_on_a_cpu_is_an_error_that_names_what_to_take(recipe_file: Path, tm
 
 def test_a_run_trains_in_bf16_too(recipe_file: Path, tune: Callable[..., Path]) -> None:
     assert (tune("training.precision=bf16") / "head.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["model.tile=33"], "model.tile: 33 is no multiple of the patch"),
+        (["method.targets=['attn.x']"], "no linear layer attn.x"),
+        pytest.param(
+            ["training.precision=fp16", "training.device=auto"],
+            "training.precision = fp16 needs a GPU",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here"),
+        ),
+        ([*PYRAMID, "method.layer_decay=0.5"], "method.layer_decay: needs a network of timm"),
+        ([*PYRAMID, "model.decoder_channels=[4]"], "model.decoder_channels: light has 5 levels"),
+        ([*PYRAMID, "training.batch=1"], "training.batch: the network normalises maps of one pixel"),
+        (
+            ["model.options.patch_size=32", "model.decoder=fcn", "training.batch=1"],
+            "training.batch: the network normalises maps of one pixel",
+        ),
+    ],
+)
+def test_what_the_recipe_has_wrong_is_told_before_any_image_is_read(
+    recipe_file: Path, tmp_path: Path, overrides: list[str], words: str
+) -> None:
+    gone = "data.scene.0.image=gone.tif"
+    with pytest.raises(RecipeError, match=re.escape(words)) as caught:
+        train(recipe_file, tmp_path / "run", overrides=[gone, *overrides])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_batch_of_one_tile_is_no_mistake_where_nothing_is_normalised_over_it(
+    recipe_file: Path, tmp_path: Path
+) -> None:
+    for more in (["model.decoder=linear"], []):  # without a normalisation, and with one of many pixels
+        one_tile = ["data.scene.0.image=gone.tif", "training.batch=1", *more]
+        with pytest.raises(SourceError, match=r"gone\.tif does not exist"):
+            train(recipe_file, tmp_path / "run", overrides=one_tile)
