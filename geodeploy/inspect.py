@@ -59,7 +59,7 @@ class ModelInspection(BaseModel):
         if spec.parity:
             lines.append(
                 f"  parity   {spec.parity.argmax_agreement:.4%} of pixels agree with the tuned model; "
-                f"proved in {', '.join(spec.parity.runtimes)}"
+                f"proved in {', '.join(spec.parity.runtimes) or 'no runtime on a CPU'}"
             )
         if self.sha256:
             lines.append(f"  sha256   {self.sha256}")

@@ -20,6 +20,11 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept between runs."""
+    return Path(os.environ.get("GEODEPLOY_CACHE") or Path.home() / ".cache" / "geodeploy")
+
+
 def peak_memory_bytes() -> int:
     """The most resident memory that this program has held."""
     # Linux counts what the parent process held before this program began into ru_maxrss, not here.

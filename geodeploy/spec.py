@@ -23,6 +23,8 @@ SPEC_VERSION: Literal[1] = 1
 NODATA: Literal[255] = 255
 METADATA_KEY = "geodeploy"
 """The key of the spec among an ONNX file's metadata."""
+REFERENCE_KEY = "geodeploy_reference"
+"""That of tiles and what the tuned model gives for them (`geodeploy.runtime.reference`)."""
 
 _PALETTE = (
     "#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377",
@@ -47,6 +49,7 @@ class _Frozen(BaseModel):
 
 
 Layout = Literal["NCHW", "NHWC", "NCTHW"]
+Precision = Literal["fp32", "fp16", "bf16"]
 
 
 class Band(_Frozen):

@@ -24,7 +24,8 @@ def evaluate(
     ] = None,
     overlap: Annotated[int | None, typer.Option(metavar="PX", help="As in predict.")] = None,
     runtime: Annotated[
-        Literal["auto", "onnxruntime", "openvino"] | None, typer.Option(help="As in predict.")
+        Literal["auto", "onnxruntime", "openvino", "tensorrt", "onnxruntime-tensorrt"] | None,
+        typer.Option(help="As in predict."),
     ] = None,
     picture: Annotated[
         Path | None, typer.Option(metavar="OUT.png", help="Draw the confusion matrix.")

@@ -24,8 +24,16 @@ def export(
         typer.Option(
             "--to",
             metavar="FORM",
-            help="onnx, triton (a folder for its model repository) or torch-export (.pt2). "
-            "[default: onnx]",
+            help="onnx, tensorrt (the same, and an engine for this GPU in the cache), triton (a folder "
+            "for its model repository) or torch-export (.pt2). [default: onnx]",
+        ),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            "--precision",
+            metavar="NAME",
+            help="fp32, or for GPUs fp16 or bf16; input and output stay float32. [default: fp32]",
         ),
     ] = None,
     profile: Annotated[
@@ -50,7 +58,7 @@ def export(
     from geodeploy.export import export as run_export
     from geodeploy.export.options import ExportOptions
 
-    options = with_defaults(ExportOptions, to=to, profile=profile, range=limits)
+    options = with_defaults(ExportOptions, to=to, precision=precision, profile=profile, range=limits)
     report = run_export(run, output, overwrite=overwrite, options=options)
     if as_json:
         print_json([report])

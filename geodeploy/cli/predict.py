@@ -39,7 +39,7 @@ def predict(
         int | None, typer.Option(metavar="N", help="Tiles in one forward pass at most. [default: 8]")
     ] = None,
     runtime: Annotated[
-        Literal["auto", "onnxruntime", "openvino"] | None,
+        Literal["auto", "onnxruntime", "openvino", "tensorrt", "onnxruntime-tensorrt"] | None,
         typer.Option(
             help="What runs an ONNX file. [default: auto, the fastest that its parity report covers]"
         ),

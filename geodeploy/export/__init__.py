@@ -34,6 +34,7 @@ def export(
     Raises:
         ParityError: the merged or the exported model differs from the tuned one.
         RecipeError: an option asks for what the model cannot give.
+        DeviceError: TensorRT is asked for, and there is no GPU.
         OutputError: ``output`` cannot or must not be written.
         GeodeployError: the RUN cannot be loaded.
     """
@@ -44,8 +45,9 @@ def export(
     run = Path(run)
     options = options or ExportOptions()
     name = run.resolve().name
-    places = {"onnx": f"{name}.onnx", "triton": f"models/{name}", "torch-export": f"{name}.pt2"}
-    return export_run(run, Path(output or places[options.to]), overwrite=overwrite, options=options)
+    places = {"triton": f"models/{name}", "torch-export": f"{name}.pt2"}
+    place = Path(output or places.get(options.to, f"{name}.onnx"))
+    return export_run(run, place, overwrite=overwrite, options=options)
 
 
 def verify(run: Path | str, model: Path | str) -> "ParityReport":

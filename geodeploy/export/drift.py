@@ -1,25 +1,20 @@
 """Where an exported graph leaves the model that it was made of: the first of its values that drifts."""
 
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from geodeploy.export.program import onnx_program
+from geodeploy.export.values import Arrays, values_of
+from geodeploy.runtime.float32 import load
 from geodeploy.runtime.graph import OnnxFile, to_graph
-from geodeploy.runtime.onnx import import_onnxruntime
-from geodeploy.runtime.openvino import import_openvino, read_graph
 from geodeploy.spec import ModelSpec
-
-Arrays = dict[str, NDArray[np.float32]]
 
 
 class Drift(BaseModel):
@@ -83,18 +78,15 @@ def first_drift(
     Values are known by the names that our exporter gives; of a graph that has none of them, and of one
     in which nothing drifts, there is nothing to tell.
     """
-    model = onnx.load_from_string(file.content)
-    onnx.external_data_helper.load_external_data_for_model(model, str(file.path.parent))
+    model = load(file)
     known = {
         name: node
         for node in model.graph.node  # each after those that it needs
         for name in node.output
         if name in reference.arrays
     }
-    outputs = {output.name for output in model.graph.output}
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in known if name not in outputs)
     (feed,) = to_graph(pixels, file.spec, None)
-    found = _RUN[runtime](model, feed)
+    found = values_of(model, known, runtime=runtime)(feed)
     for name, node in known.items():
         difference = _relative_diff(found[name], reference.arrays[name])
         if not difference <= tolerance:
@@ -134,32 +126,3 @@ def _relative_diff(found: NDArray[np.float32], expected: NDArray[np.float32]) ->
     if not found.size:
         return 0.0
     return float(np.abs(found - expected).max() / max(float(np.abs(expected).max()), 1e-12))
-
-
-def _in_onnxruntime(model: onnx.ModelProto, pixels: NDArray[np.float32]) -> Arrays:
-    ort = import_onnxruntime()
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    session = ort.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    names = [output.name for output in session.get_outputs()]
-    found = session.run(names, {session.get_inputs()[0].name: pixels})
-    return dict(zip(names, found, strict=True))
-
-
-def _in_openvino(model: onnx.ModelProto, pixels: NDArray[np.float32]) -> Arrays:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        onnx.save(model, path)
-        graph = read_graph(path)
-        options = {"INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "ACCURACY"}
-        compiled = import_openvino().Core().compile_model(graph, "CPU", options)
-    found = compiled([pixels])
-    return {name: found[output] for output in compiled.outputs for name in output.get_names()}
-
-
-_RUN: dict[str, Callable[[onnx.ModelProto, NDArray[np.float32]], Arrays]] = {
-    "onnxruntime": _in_onnxruntime,
-    "openvino": _in_openvino,
-}

@@ -12,20 +12,30 @@ from torch import nn
 from geodeploy.errors import OutputError, ParityError, RecipeError
 from geodeploy.export import triton
 from geodeploy.export.deepness import deepness_metadata, deepness_spec, stretch
+from geodeploy.export.half import write_half
 from geodeploy.export.item import write_model_item
 from geodeploy.export.merge import merge_checked
 from geodeploy.export.options import ExportOptions
 from geodeploy.export.parity import ParityReport
 from geodeploy.export.program import onnx_program, trace, write_program
-from geodeploy.export.proof import as_told, prove
+from geodeploy.export.proof import as_told, prove, reference_text
 from geodeploy.item import item_path
+from geodeploy.runtime import hold
+from geodeploy.runtime.cuda import Cuda
+from geodeploy.runtime.graph import read_onnx
+from geodeploy.runtime.plan import import_tensorrt
+from geodeploy.runtime.tensorrt import TensorRtSession
 from geodeploy.spec import METADATA_KEY, ModelSpec, Parity
 from geodeploy.train.run import Run, load_run
 from geodeploy.writer import check_new_folder, check_output
 
 log = logging.getLogger(__name__)
 
-_FILES = {"onnx": (".onnx", "an ONNX file"), "torch-export": (".pt2", "a program of torch.export")}
+_FILES = {
+    "onnx": (".onnx", "an ONNX file"),
+    "tensorrt": (".onnx", "an ONNX file"),
+    "torch-export": (".pt2", "a program of torch.export"),
+}
 
 
 def export_run(run: Path, output: Path, *, overwrite: bool, options: ExportOptions) -> ParityReport:
@@ -47,6 +57,8 @@ def export_run(run: Path, output: Path, *, overwrite: bool, options: ExportOptio
                 beside(folder / output.name).replace(beside(output))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    if options.to == "tensorrt":
+        hold(read_onnx(output), TensorRtSession).close()
     if options.profile:
         bands = ", ".join(spec.band_names)
         log.info("Bands in this order: %s. From %s: %s", bands, spec.units, stretch(spec))
@@ -61,7 +73,9 @@ def _write_proved(
     Else only the report is left, as ``<name>.refused.json`` beside ``output``: under a name of its own,
     for an older model may be there, whose report must stay beside it.
     """
-    spec = deepness_spec(tuned.spec, options) if options.profile else tuned.spec
+    spec = tuned.spec.model_copy(update={"precision": options.precision})
+    if options.profile:
+        spec = deepness_spec(spec, options)
     pixels, labels = tuned.tiles.pixels, tuned.tiles.labels
     merged, merged_diff = merge_checked(tuned.model, tuned.spec, pixels, labels)
     log.info("Merged; the largest difference in a logit is %.2g. Writing it ...", merged_diff)
@@ -70,6 +84,8 @@ def _write_proved(
         write_program(program, spec, draft)
     else:
         write_onnx(as_told(merged, spec), spec, draft)
+        if spec.precision != "fp32":
+            write_half(draft, spec, pixels)
     log.info("Comparing it with the tuned model on %d real tiles ...", len(pixels))
     report = prove(tuned, merged, draft, merged_max_abs_diff=merged_diff)
     if report.problem:
@@ -91,7 +107,7 @@ def _write_proved(
     if options.to == "torch-export":
         write_program(program, spec, draft)
     else:
-        describe(draft, spec, deepness_metadata(spec) if options.profile else None)
+        describe(draft, spec, deepness_metadata(spec) if options.profile else reference_text(tuned))
     write_model_item(spec, draft, parameters=sum(weights.numel() for weights in merged.parameters()))
     return spec, report
 
@@ -102,10 +118,16 @@ def parity_path(model: Path) -> Path:
 
 
 def _check_options(options: ExportOptions) -> None:
+    if options.to == "tensorrt":  # before any work
+        import_tensorrt()
+        Cuda()
     if options.range and not options.profile:
         raise RecipeError("--range says what 8-bit values stand for: it needs --profile deepness.")
     if options.profile and options.to != "onnx":
         raise RecipeError(f"--profile {options.profile} is an ONNX file: leave --to {options.to} out.")
+    if options.precision != "fp32" and (options.profile or options.to == "torch-export"):
+        form = f"--profile {options.profile}" if options.profile else f"--to {options.to}"
+        raise RecipeError(f"{form} is float32: leave --precision {options.precision} out.")
 
 
 def _check_place(output: Path, options: ExportOptions, *, overwrite: bool) -> None:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from geodeploy.spec import Range
+from geodeploy.spec import Precision, Range
 
 
 class ExportOptions(BaseModel):
@@ -14,9 +14,12 @@ class ExportOptions(BaseModel):
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
     )
 
-    to: Literal["onnx", "triton", "torch-export"] = "onnx"
-    """One ONNX file; a folder for the model repository of Triton with it inside; a ``.pt2`` of
-    `torch.export`."""
+    to: Literal["onnx", "tensorrt", "triton", "torch-export"] = "onnx"
+    """One ONNX file; the same, and its TensorRT engine for this GPU in the cache; a folder for the
+    model repository of Triton with it inside; a ``.pt2`` of `torch.export`."""
+    precision: Precision = "fp32"
+    """What an ONNX file computes in. ``fp16`` and ``bf16`` are half the size and meant for GPUs; their
+    input, output, and what needs digits or range stay float32."""
     profile: Literal["deepness"] | None = None
     """For another program: ``deepness`` for the QGIS plugin Deepness and the command line GeoDeep."""
     range: Range | None = None

@@ -1,8 +1,9 @@
 """Is the exported model the tuned one? Compared on real tiles: logits, classes, scores."""
 
 import hashlib
+from collections.abc import Callable
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from pydantic import BaseModel, ConfigDict
 
 from geodeploy.errors import ModelError, ParityError
 from geodeploy.export.drift import Drift
+from geodeploy.export.half import HALVES
 from geodeploy.export.program import read_program
 from geodeploy.labels import IGNORED, class_positions, ignored_values
 from geodeploy.runtime import Session
+from geodeploy.runtime.float32 import in_float32, load
 from geodeploy.runtime.graph import OnnxFile, read_onnx
 from geodeploy.runtime.onnx import OnnxSession
 from geodeploy.runtime.openvino import OpenVinoSession
@@ -88,6 +91,9 @@ class ParityReport(BaseModel):
     model: str
     precision: str
     runtime: str
+    rounded: bool = False
+    """Whether `exported` is not of the file itself but of the same graph with each half rounded, which
+    is what a GPU computes and no runtime on a CPU does (`geodeploy.runtime.float32`)."""
     graph_sha256: str
     """Of the exported file before this report's own hash was written into it."""
     released: bool
@@ -108,7 +114,8 @@ class ParityReport(BaseModel):
     @property
     def covered(self) -> tuple[str, ...]:
         """The names, without versions, of the runtimes in which the model may be run."""
-        found = [self.runtime, *(item.runtime for item in self.other_runtimes if not item.problem)]
+        own = [] if self.rounded else [self.runtime]
+        found = [*own, *(item.runtime for item in self.other_runtimes if not item.problem)]
         return tuple(name.partition(" ")[0] for name in found)
 
     @property
@@ -123,7 +130,7 @@ class ParityReport(BaseModel):
     def __str__(self) -> str:
         lines = [
             f"{self.model}: {self.precision} against PyTorch on {self.exported.tiles} real tiles",
-            f"on {self.runtime} {self.exported}",
+            f"{'rounded as on a GPU' if self.rounded else f'on {self.runtime}'} {self.exported}",
             *map(str, self.other_runtimes),
         ]
         if self.eight_bit:
@@ -155,9 +162,19 @@ class Tolerance:
         return None
 
 
-# In fp32 at least 99.99 % of the pixels agree. Rounding alone gives a relative difference near 1e-6;
-# the bound on it catches faults that happen not to move a class.
-TOLERANCE = Tolerance(argmax_agreement=0.9999, relative_diff=1e-4)
+# In fp32 rounding alone gives a relative difference near 1e-6, in fp16 near 1e-3, in bf16 near 1e-2:
+# the bounds on it catch faults that happen not to move a class.
+TOLERANCES = {
+    "fp32": Tolerance(argmax_agreement=0.9999, relative_diff=1e-4),
+    "fp16": Tolerance(argmax_agreement=0.999, relative_diff=1e-2),
+    "bf16": Tolerance(argmax_agreement=0.999, relative_diff=5e-2),
+}
+TOLERANCE = TOLERANCES["fp32"]
+
+
+def tolerance(spec: ModelSpec) -> Tolerance:
+    """What the export of ``spec`` may change."""
+    return TOLERANCES.get(spec.precision, TOLERANCE)
 
 
 def compare(
@@ -219,25 +236,27 @@ def report_on(
     expected = logits_of(reference, pixels)
     if file.spec.output == "probabilities":
         expected = torch.from_numpy(expected).softmax(dim=1).numpy()
-    with closing(OnnxSession(file, device="cpu", threads=None)) as session:
+    with closing(OnnxSession(as_on_gpu(file), device="cpu", threads=None)) as session:
         found = compare(expected, logits_of(session, pixels), labels, spec)
-        rounded = None
+        eight_bit = None
         if file.spec.input_range:
-            eight_bit = _rounded_to_8_bits(pixels, file.spec.input_range)
-            rounded = compare(expected, logits_of(session, eight_bit), labels, spec)
-    problem = TOLERANCE.problem(found)
+            bytes_of = _rounded_to_8_bits(pixels, file.spec.input_range)
+            eight_bit = compare(expected, logits_of(session, bytes_of), labels, spec)
+    allowed = tolerance(file.spec)
+    problem = allowed.problem(found)
     return ParityReport(
         model=spec.name,
         precision=session.precision,
         runtime=session.name,
+        rounded=file.spec.precision in HALVES,
         graph_sha256=file.sha256,
         released=problem is None,
         problem=problem,
         merged_max_abs_diff=merged_max_abs_diff,
         exported=found,
         other_runtimes=_other_runtimes(file, expected, pixels, labels),
-        eight_bit=rounded,
-        tolerances=asdict(TOLERANCE),
+        eight_bit=eight_bit,
+        tolerances=asdict(allowed),
     )
 
 
@@ -279,15 +298,31 @@ def _other_runtimes(
     pixels: NDArray[np.float32],
     labels: NDArray[np.uint8],
 ) -> tuple[OtherRuntime, ...]:
-    if find_spec("openvino") is None:
-        return ()
-    try:
-        with closing(OpenVinoSession(file, threads=None)) as session:
-            found = compare(expected, logits_of(session, pixels), labels, file.spec)
-    except ModelError as error:
-        problem = str(error).replace(str(file.path), file.path.name)  # the same bytes wherever it lies
-        return (OtherRuntime(runtime="openvino", problem=problem, exported=None),)
-    return (OtherRuntime(runtime=session.name, problem=TOLERANCE.problem(found), exported=found),)
+    sessions: dict[str, Callable[[], Session]] = {}
+    if file.spec.precision in HALVES:
+        sessions["onnxruntime"] = lambda: OnnxSession(file, device="cpu", threads=None)
+    if find_spec("openvino"):
+        sessions["openvino"] = lambda: OpenVinoSession(file, threads=None)
+    others = []
+    for name, open_file in sessions.items():
+        try:
+            with closing(open_file()) as session:
+                found = compare(expected, logits_of(session, pixels), labels, file.spec)
+        except ModelError as error:
+            problem = str(error).replace(str(file.path), "the model")  # wherever it lies
+            others.append(OtherRuntime(runtime=name, problem=problem, exported=None))
+        else:
+            problem_found = tolerance(file.spec).problem(found)
+            others.append(OtherRuntime(runtime=session.name, problem=problem_found, exported=found))
+    return tuple(others)
+
+
+def as_on_gpu(file: OnnxFile) -> OnnxFile:
+    """``file``, its halves rounded where it has any."""
+    if file.spec.precision not in HALVES:
+        return file
+    model = in_float32(load(file), rounded=True)
+    return replace(file, content=model.SerializeToString())
 
 
 def _rounded_to_8_bits(pixels: NDArray[np.float32], limits: tuple[float, float]) -> NDArray[np.float32]:

@@ -16,6 +16,8 @@ SPEC_FILE = f"{METADATA_KEY}.json"
 
 OPSET = 20
 """Attention stays in plain parts, which every runtime has; LayerNormalization and Gelu are whole."""
+_OPSET_OF_BF16 = 22
+"""From it on a convolution may be one of bfloat16; attention is whole only from 23 on."""
 
 _DYNAMIC = ({0: torch.export.Dim("batch")},)
 
@@ -46,7 +48,7 @@ def onnx_program(model: nn.Module, spec: ModelSpec) -> torch.onnx.ONNXProgram:
             model,
             (_example(spec),),
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=_OPSET_OF_BF16 if spec.precision == "bf16" else OPSET,
             dynamic_shapes=_DYNAMIC,
             input_names=["pixels"],
             output_names=[spec.output],

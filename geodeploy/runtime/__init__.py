@@ -5,18 +5,24 @@ import platform
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from geodeploy.errors import DeviceError, ModelError, ParityError
+from geodeploy.errors import DeviceError, ModelError, ParityError, require
 from geodeploy.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from geodeploy.runtime.graph import OnnxFile
 
 log = logging.getLogger(__name__)
 
 Device = Literal["auto", "cpu", "cuda"]
-Runtime = Literal["auto", "onnxruntime", "openvino"]
+Runtime = Literal["auto", "onnxruntime", "openvino", "tensorrt", "onnxruntime-tensorrt"]
+"""``tensorrt`` is our own use of TensorRT, ``onnxruntime-tensorrt`` that of ONNX Runtime."""
 
 
 class Session(Protocol):
@@ -56,7 +62,8 @@ def open_session(
         ModelError: it is neither, or it cannot be loaded.
         SpecError: its description is absent, broken or newer than this program.
         DeviceError: the device asked for is not there.
-        ParityError: its parity report does not cover the runtime asked for.
+        ParityError: its parity report does not cover the runtime asked for, or on this GPU it does not
+            do what the tuned model does.
         MissingExtraError: the runtime is not installed.
     """
     if not model.exists():
@@ -80,13 +87,66 @@ def open_session(
     from geodeploy.runtime.graph import read_onnx
 
     file = read_onnx(model)
+    if runtime in ("tensorrt", "onnxruntime-tensorrt") and device == "cpu":
+        raise DeviceError(f"--runtime {runtime} needs a GPU. Leave --device cpu out, or the runtime.")
+    if runtime == "tensorrt":
+        from geodeploy.runtime.tensorrt import TensorRtSession
+
+        return hold(file, TensorRtSession)
     if _takes_openvino(model, file.spec, runtime, device):
         from geodeploy.runtime.openvino import OpenVinoSession
 
         return OpenVinoSession(file, threads=threads)
     from geodeploy.runtime.onnx import OnnxSession
 
-    return OnnxSession(file, device=device, threads=threads)
+    with_tensorrt = runtime == "onnxruntime-tensorrt"
+
+    def open_file(file: "OnnxFile") -> OnnxSession:
+        return OnnxSession(file, device=device, threads=threads, tensorrt=with_tensorrt)
+
+    return hold(file, open_file)
+
+
+def hold(file: "OnnxFile", open_file: "Callable[[OnnxFile], Session]") -> Session:
+    """The session of ``file``; on a GPU only if it does there what the tuned model does.
+
+    Halves that go wrong on this GPU are computed in float32 instead, which is said aloud.
+
+    Raises:
+        ParityError: it goes wrong in float32 too.
+    """
+    session = open_file(file)
+    if session.device == "cpu":  # the report covers it
+        return session
+    from geodeploy.runtime.reference import difference, reference_of
+
+    reference = reference_of(file)
+    if reference is None:
+        log.warning("%s keeps no tiles to be tried on this GPU: nothing proves it here.", file.path)
+        return session
+    problem = difference(session, reference)
+    if problem is None:
+        return session
+    session.close()
+    precision = file.spec.precision
+    if precision == "fp32":
+        raise ParityError(
+            f"{file.path} does not do what the tuned model does in {session.name} on this GPU: "
+            f"{problem}. Take another --runtime, or --device cpu."
+        )
+    log.warning(
+        "%s in %s is refused in %s on this GPU: %s. It is computed in float32 instead.",
+        file.path,
+        precision,
+        session.name,
+        problem,
+    )
+    require("gpu", ("onnx",))
+    from geodeploy.runtime.float32 import widened
+
+    session = hold(widened(file), open_file)
+    session.sha256 = file.sha256
+    return session
 
 
 def _takes_openvino(model: Path, spec: ModelSpec, runtime: Runtime, device: Device) -> bool:
@@ -103,13 +163,13 @@ def _takes_openvino(model: Path, spec: ModelSpec, runtime: Runtime, device: Devi
         if spec.parity and "openvino" not in proved:
             raise ParityError(
                 f"Nothing proves that {model} does the same in OpenVINO: its parity report covers "
-                f"{', '.join(proved)}. Export it again where openvino is installed, or take --runtime "
-                "onnxruntime."
+                f"{', '.join(proved) or 'GPUs'}. Export it again where openvino is installed, or take "
+                "--runtime onnxruntime."
             )
         if not spec.parity:
             log.warning("%s has no parity report: nothing proves what it does in OpenVINO.", model)
         return True
-    if runtime == "onnxruntime" or device == "cuda" or "openvino" not in proved:
+    if runtime != "auto" or device == "cuda" or "openvino" not in proved:
         return False
     if device == "auto" and _is_installed("onnxruntime-gpu"):
         return False

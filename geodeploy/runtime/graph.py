@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geodeploy.errors import ModelError, SpecError
-from geodeploy.spec import METADATA_KEY, Layout, ModelSpec
+from geodeploy.spec import METADATA_KEY, REFERENCE_KEY, Layout, ModelSpec
 
 # Numbers of the fields in https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
 _GRAPH, _METADATA_PROPS = 7, 14
@@ -29,6 +29,8 @@ class OnnxFile:
     spec: ModelSpec
     weights: tuple[Path, ...] = ()
     """Files beside it that hold weights, as those of models above 2 GB do."""
+    reference: str | None = None
+    """Tiles and what the tuned model gives for them, as `geodeploy.runtime.reference` reads them."""
 
     @property
     def sha256(self) -> str:
@@ -72,7 +74,7 @@ def read_onnx(path: Path) -> OnnxFile:
     except OSError as error:
         raise ModelError(f"The model {path} cannot be read ({error.strerror}).") from error
     try:
-        text = _metadata(content).get(METADATA_KEY)
+        metadata = _metadata(content)
         weights = tuple(path.parent / name for name in _external_files(content))
     except ValueError as error:
         raise ModelError(
@@ -89,8 +91,10 @@ def read_onnx(path: Path) -> OnnxFile:
                 f"{path} keeps its weights in {file.name}, a link to another folder, which runtimes do "
                 "not follow. Copy both into one folder: cp -L."
             )
+    text, reference = metadata.get(METADATA_KEY), metadata.get(REFERENCE_KEY)
     if text is not None:
-        return OnnxFile(path, content, ModelSpec.from_json(text, source=str(path)), weights)
+        spec = ModelSpec.from_json(text, source=str(path))
+        return OnnxFile(path, content, spec, weights, reference)
     beside = path.with_suffix(".spec.json")
     if not beside.exists():
         raise SpecError(

