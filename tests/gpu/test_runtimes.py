@@ -1,0 +1,130 @@
+"""Each runtime on a GPU against the tuned model in PyTorch on the CPU: `pytest tests/gpu`.
+
+Not run yet on any GPU.
+"""
+
+from collections.abc import Callable
+from contextlib import closing
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+
+from geodeploy.errors import GeodeployError
+from geodeploy.export import export
+from geodeploy.export.options import ExportOptions
+from geodeploy.predict import PredictOptions, predict
+from geodeploy.runtime import open_session
+from geodeploy.runtime.cuda import Cuda
+from geodeploy.train.run import load_run
+
+Tune = Callable[..., Path]
+FAR = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 5e-2}
+"""Of the largest logit."""
+
+
+def gpu_lacks() -> str | None:
+    """Why there is no GPU to try."""
+    try:
+        Cuda()
+    except GeodeployError as error:
+        return str(error)
+    return None
+
+
+# Before the models are made, which takes minutes.
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(gpu_lacks() is not None, reason=f"needs an NVIDIA GPU: {gpu_lacks()}"),
+]
+
+
+def lacking(runtime: str) -> str | None:
+    """Which package ``runtime`` needs and is not there."""
+    if runtime == "tensorrt":
+        return None if find_spec("tensorrt") else "needs tensorrt: pip install 'geodeploy-eo[tensorrt]'"
+    import onnxruntime
+
+    needed = {"onnxruntime": "CUDA", "onnxruntime-tensorrt": "Tensorrt"}[runtime]
+    if f"{needed}ExecutionProvider" not in onnxruntime.get_available_providers():
+        return "needs onnxruntime-gpu: pip install 'geodeploy-eo[gpu]'"
+    return None
+
+
+@pytest.fixture(params=["onnxruntime", "onnxruntime-tensorrt", "tensorrt"])
+def runtime(request: pytest.FixtureRequest) -> str:
+    if reason := lacking(request.param):
+        pytest.skip(reason)
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def models(tune: Tune, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The RUN, and its models by their precision."""
+    folder = tmp_path_factory.mktemp("gpu")
+    for name in FAR:
+        export(tune(), folder / f"{name}.onnx", options=ExportOptions(precision=name))
+    return {"run": tune()} | {name: folder / f"{name}.onnx" for name in FAR}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("GEODEPLOY_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.mark.parametrize("precision", FAR)
+def test_logits_are_those_of_pytorch_for_any_batch(
+    models: dict[str, Path], runtime: str, precision: str
+) -> None:
+    run = load_run(models["run"])
+    with closing(open_session(models[precision], runtime=runtime, device="cuda")) as session:
+        assert session.device == "cuda"
+        assert session.precision == precision, "refused at its first load"
+        for batch in (1, 3, 8, 19):
+            pixels = np.resize(run.tiles.pixels, (batch, *run.tiles.pixels.shape[1:]))
+            with torch.inference_mode():
+                judge = run.model(torch.from_numpy(pixels)).numpy()
+            assert np.abs(session.run(pixels) - judge).max() <= FAR[precision] * np.abs(judge).max()
+
+
+@pytest.mark.parametrize("precision", FAR)
+def test_a_scene_is_mapped_as_on_the_cpu(
+    models: dict[str, Path], runtime: str, precision: str, real_scene: Path, tmp_path: Path
+) -> None:
+    maps = []
+    for model, options in (
+        (models["fp32"], PredictOptions(device="cpu")),
+        (models[precision], PredictOptions(device="cuda", runtime=runtime)),
+    ):
+        output = tmp_path / f"{len(maps)}.tif"
+        report = predict(real_scene, model, output, options=options)
+        with rasterio.open(output) as dataset:
+            maps.append(dataset.read(1))
+    assert report.device == "cuda"
+    assert (maps[0] == maps[1]).mean() >= 0.999
+
+
+def test_an_engine_is_built_once(models: dict[str, Path], cache: Path) -> None:
+    if reason := lacking("tensorrt"):
+        pytest.skip(reason)
+    times = []
+    for _ in range(2):
+        open_session(models["fp16"], runtime="tensorrt").close()
+        (engine,) = (cache / "tensorrt").glob("*.engine")
+        times.append(engine.stat().st_mtime_ns)
+    assert times[0] == times[1]
+    engine.write_bytes(b"stale")
+    open_session(models["fp16"], runtime="tensorrt").close()
+    assert engine.stat().st_size > 1000
+    assert (cache / "tensorrt").stat().st_mode & 0o077 == 0
+
+
+def test_export_to_tensorrt_fills_the_cache(tune: Tune, tmp_path: Path, cache: Path) -> None:
+    if reason := lacking("tensorrt"):
+        pytest.skip(reason)
+    export(tune(), tmp_path / "model.onnx", options=ExportOptions(to="tensorrt", precision="fp16"))
+    assert len(list((cache / "tensorrt").glob("*.engine"))) == 1
