@@ -14,13 +14,13 @@ from rasterio.windows import Window
 
 from geodeploy.dataset import open_dataset, reading
 from geodeploy.engine import asked_gsd_m, map_scene
-from geodeploy.errors import AreaError, LabelError
-from geodeploy.labels import IGNORED, class_positions, ignored_values
+from geodeploy.errors import AreaError, LabelError, RecipeError
 from geodeploy.options import PredictOptions, Progress
 from geodeploy.raster import open_raster, same_place
 from geodeploy.runtime import open_session
-from geodeploy.scores import Scores, confusion_matrix
+from geodeploy.scores import AnyScores, Scores
 from geodeploy.spec import NODATA, ModelSpec
+from geodeploy.tasks import Task, task_of
 from geodeploy.writer import check_output
 
 _ROWS = 512
@@ -34,19 +34,21 @@ def evaluate(
     options: PredictOptions | None = None,
     picture: Path | str | None = None,
     progress: Progress | None = None,
-) -> Scores:
-    """The scores of ``model`` on ``image``, from one confusion matrix over all labelled pixels.
+) -> AnyScores:
+    """The scores of ``model`` on ``image``, over all labelled pixels.
 
     Args:
         model: An ONNX file or a RUN.
         image: The scene.
-        labels: A raster of class values; on another grid it is brought to the scene's (nearest).
+        labels: A raster of class values, or of quantities, a band each; on another grid it is brought
+            to the scene's (nearest).
         options: How to run the model, as for `predict`.
-        picture: Where to draw the confusion matrix.
+        picture: Where to draw the confusion matrix, of classes alone.
         progress: Told of the rows as they are mapped.
 
     Raises:
-        LabelError: a value is no class, or no label lies on the image.
+        LabelError: a value is no class or out of range, or no label lies on the image.
+        RecipeError: a confusion matrix of quantities is asked for.
         GeodeployError: what `predict` raises.
     """
     image, labels = Path(image), Path(labels)
@@ -64,43 +66,41 @@ def evaluate(
         tempfile.TemporaryDirectory(prefix="geodeploy-") as folder,
         open_dataset(labels) as label_file,
     ):
-        if label_file.count != 1 or np.dtype(label_file.dtypes[0]).kind not in "iu":
-            raise LabelError(
-                f"{labels.name} has {label_file.count} band(s) of {label_file.dtypes[0]}; labels are "
-                "one band of whole numbers."
-            )
+        task = task_of(session.spec)
+        bands = task.label_bands(label_file)
+        if picture is not None and session.spec.targets:
+            raise RecipeError("--picture draws a confusion matrix, of classes: leave it out.")
         found = Path(folder) / "map.tif"
         with _on_grid_of(image, label_file, session.spec, options) as aligned:
             map_scene(image, session, found, options, progress, keep=False)
             with rasterio.open(found) as mapped:
-                scores = _compare(mapped, aligned, session.spec, labels)
-    if picture is not None:
+                scores = _compare(mapped, aligned, bands, task, label_file)
+    if picture is not None and isinstance(scores, Scores):
         from geodeploy.pictures import draw_confusion
 
         draw_confusion(scores, Path(picture))
     return scores
 
 
-def _compare(mapped: Any, labels: Any, spec: ModelSpec, source: Path) -> Scores:
-    """One confusion matrix over all pixels, a band of rows at a time."""
-    ignored_labels = ignored_values(spec.classes, spec.ignore, labels.nodata)
-    counts = np.zeros((len(spec.classes),) * 2, np.int64)
-    ignored = 0
+def _compare(mapped: Any, aligned: Any, bands: list[int], task: Task, labels: Any) -> AnyScores:
+    """The scores over all pixels, a band of rows at a time.
+
+    ``aligned`` are the ``labels`` on the grid of the map.
+    """
+    source, count = Path(labels.name), task.count()
     for row in range(0, mapped.height, _ROWS):
         window = Window(0, row, mapped.width, min(_ROWS, mapped.height - row))
         with reading(source, window):
-            values = labels.read(1, window=window)
-        truth = class_positions(values, spec.classes, ignored_labels, source=source.name)
-        guess = class_positions(mapped.read(1, window=window), spec.classes, {NODATA}, source="the map")
-        scored = (truth != IGNORED) & (guess != IGNORED)
-        ignored += int(scored.size - scored.sum())
-        counts += confusion_matrix(truth[scored], guess[scored], len(spec.classes))
-    if not counts.any():
+            stored = aligned.read(bands, window=window, masked=True)
+        truth, found = task.truth(labels, stored), task.found(mapped.read(window=window))
+        count.add(truth, found)
+    scores = count.scores()
+    if not scores.pixels:
         raise LabelError(
             f"{source.name} has no label where the scene has data: nothing can be scored. Do both show "
             "the same place, with the right CRS?"
         )
-    return Scores.from_confusion(counts, spec.classes, ignored=ignored)
+    return scores
 
 
 @contextmanager
@@ -127,6 +127,9 @@ def _on_grid_of(image: Path, labels: Any, spec: ModelSpec, options: PredictOptio
         )
     # A tag that is a listed class is no nodata, and must not fill what lies beyond the labels.
     nodata = None if labels.nodata in spec.class_values else labels.nodata
+    beyond: dict[str, Any] = {"nodata": NODATA if nodata is None else nodata}
+    if spec.targets:  # no number of their own is left over to say it
+        beyond = {"nodata": np.nan, "dtype": "float64"}
     with WarpedVRT(
         labels,
         crs=crs,
@@ -135,6 +138,6 @@ def _on_grid_of(image: Path, labels: Any, spec: ModelSpec, options: PredictOptio
         height=height,
         resampling=Resampling.nearest,
         src_nodata=nodata,
-        nodata=NODATA if nodata is None else nodata,
+        **beyond,
     ) as warped:
         yield warped

@@ -47,6 +47,12 @@ class ModelInspection(BaseModel):
             lines.append(f"  fed with 0 to 1 for {low:g} to {high:g}")
         lines.append(f"  gives    {spec.output}")
         lines += [f"    {item.value:>3} {item.name:<20} {item.color}" for item in spec.classes]
+        lines += [
+            f"    {item!s:<20}"
+            + ("" if item.mean is None else f" mean {item.mean:<8.4g}")
+            + ("" if item.std is None else f" std {item.std:<8.4g}")
+            for item in spec.targets
+        ]
         if spec.backbone:
             lines.append(f"  backbone {spec.backbone.name}, weights {spec.backbone.weights}")
         if spec.method:
@@ -57,10 +63,8 @@ class ModelInspection(BaseModel):
         if spec.licence:
             lines.append(f"  licence  {spec.licence}")
         if spec.parity:
-            lines.append(
-                f"  parity   {spec.parity.argmax_agreement:.4%} of pixels agree with the tuned model; "
-                f"proved in {', '.join(spec.parity.runtimes) or 'no runtime on a CPU'}"
-            )
+            runtimes = ", ".join(spec.parity.runtimes) or "no runtime on a CPU"
+            lines.append(f"  parity   {spec.parity}; proved in {runtimes}")
         if self.sha256:
             lines.append(f"  sha256   {self.sha256}")
         return "\n".join(lines)

@@ -1,12 +1,13 @@
-"""Label values and the positions of the classes they stand for."""
+"""Label values, and the classes or quantities that they stand for."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from geodeploy.errors import LabelError
-from geodeploy.spec import NODATA, SegmentationClass
+from geodeploy.spec import NODATA, SegmentationClass, Target
 
 IGNORED = NODATA
 """The position given to pixels without loss and score."""
@@ -55,3 +56,62 @@ def class_positions(
 def _several(values: list[int]) -> str:
     shown = ", ".join(map(str, values[:8]))
     return shown if len(values) <= 8 else f"{shown} and {len(values) - 8} more"
+
+
+def target_bands(labels: Any, targets: Sequence[Target], *, source: str) -> list[int]:
+    """The numbers of the bands of an open raster that hold the ``targets``: by name, or in order.
+
+    Raises:
+        LabelError: it has neither all names nor as many bands.
+    """
+    names = [target.name for target in targets]
+    found = list(labels.descriptions)
+    if set(names) <= set(found):
+        return [found.index(name) + 1 for name in names]
+    if labels.count == len(names):
+        return list(range(1, len(names) + 1))
+    known = ", ".join(name or "unnamed" for name in found)
+    raise LabelError(
+        f"{source} has {labels.count} band(s) ({known}); one for each of {', '.join(names)} is needed, "
+        "by that name or in that order."
+    )
+
+
+def target_values(
+    stored: Any,
+    targets: Sequence[Target],
+    ignore: Iterable[int],
+    *,
+    scales: Sequence[float],
+    offsets: Sequence[float],
+    source: str,
+) -> NDArray[np.float32]:
+    """The quantities (T, h, w) in their units, NaN where there is none.
+
+    Args:
+        stored: Those bands, masked by numpy where the file has no data.
+        targets: What the bands are.
+        ignore: Stored values that are no label.
+        scales: Of the file's tags.
+        offsets: Of the file's tags.
+        source: Named in errors.
+
+    Raises:
+        LabelError: a value lies outside the target's valid range.
+    """
+    numbers: NDArray[np.float64] = stored.astype(np.float64).filled(np.nan)
+    numbers[np.isin(numbers, list(ignore)) | np.isinf(numbers)] = np.nan
+    column = (-1, 1, 1)
+    scaled = numbers * np.reshape(scales, column) + np.reshape(offsets, column)
+    values: NDArray[np.float32] = scaled.astype(np.float32)
+    for target, band in zip(targets, values, strict=True):
+        low, high = target.valid_range or (-np.inf, np.inf)
+        wrong = (band < low) | (band > high)
+        if wrong.any():
+            raise LabelError(
+                f"{source} holds {band[wrong][0]:g} {target.unit}".rstrip()
+                + f" of {target.name}, whose "
+                f"valid_range is {low:g} to {high:g}. Mark such pixels as nodata, add the value to "
+                "`ignore`, or widen the range."
+            )
+    return values

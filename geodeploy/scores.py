@@ -1,13 +1,19 @@
-"""Scores of a class map against labels, all from one confusion matrix. Pure arithmetic."""
+"""Scores of a map against labels: classes by a confusion matrix, quantities by sums of errors.
 
+Pure arithmetic.
+"""
+
+import math
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from geodeploy.spec import SegmentationClass
+from geodeploy.labels import IGNORED
+from geodeploy.spec import SegmentationClass, Target
+from geodeploy.tally import Moments
 
 
 def confusion_matrix(
@@ -84,6 +90,21 @@ class Scores(BaseModel):
             ignored=ignored,
         )
 
+    @property
+    def pixels(self) -> int:
+        """That were scored."""
+        return sum(map(sum, self.confusion))
+
+    @property
+    def quality(self) -> float:
+        """One number to choose by, the greater the better."""
+        return -math.inf if self.miou is None else self.miou
+
+    @property
+    def headline(self) -> str:
+        """The score that is chosen by, in a word."""
+        return f"mIoU {_three(self.miou).strip()}"
+
     def __str__(self) -> str:
         lines = [f"{'class':<16} {'value':>5} {'IoU':>6} {'F1':>6} {'prec.':>6} {'recall':>6} pixels"]
         lines += [
@@ -98,8 +119,157 @@ class Scores(BaseModel):
         return "\n".join(lines)
 
 
+class TargetScore(BaseModel):
+    """How far one quantity of the map is from its labels, in its unit. None without a label."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    name: str
+    unit: str
+    rmse: float | None
+    """Root of the mean squared error."""
+    mae: float | None
+    """Mean absolute error."""
+    bias: float | None
+    """Mean of map less label."""
+    r2: float | None
+    """Share of the labels' variance that the map explains: 1 less squared errors over squared distances
+    of the labels from their mean, below 0 where the mean would be the better map. None where the labels
+    are all one number."""
+    std: float | None
+    """Standard deviation of the labels."""
+    pixels: int
+    """That have a label, and data."""
+
+    @property
+    def relative_rmse(self) -> float | None:
+        """The RMSE in standard deviations of the labels: so quantities of several units compare."""
+        return self.rmse if self.rmse is None or not self.std else self.rmse / self.std
+
+
+class RegressionScores(BaseModel):
+    """The scores of a map of quantities over all labelled pixels."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    targets: tuple[TargetScore, ...]
+    ignored: int
+    """Pixels without any label, or without data in the scene."""
+
+    @property
+    def pixels(self) -> int:
+        """That were scored for one target or more, at the least."""
+        return max(item.pixels for item in self.targets)
+
+    @property
+    def quality(self) -> float:
+        """One number to choose by, the greater the better: less the mean relative RMSE."""
+        errors = [item.relative_rmse for item in self.targets if item.relative_rmse is not None]
+        return -sum(errors) / len(errors) if errors else -math.inf
+
+    @property
+    def headline(self) -> str:
+        """The scores that are chosen by, in a word."""
+        told = (f"{item.name} {_four(item.rmse)} {item.unit}".rstrip() for item in self.targets)
+        return f"RMSE {', '.join(told)}"
+
+    def __str__(self) -> str:
+        titles = f"{'target':<16} {'unit':<8} {'RMSE':>9} {'MAE':>9} {'bias':>9} {'R2':>6} pixels"
+        lines = [
+            f"{item.name:<16} {item.unit:<8} {_four(item.rmse):>9} {_four(item.mae):>9} "
+            f"{_four(item.bias):>9} {_three(item.r2)} {item.pixels}"
+            for item in self.targets
+        ]
+        return "\n".join([titles, *lines, f"{self.ignored} pixels ignored"])
+
+
+AnyScores = Scores | RegressionScores
+
+
+class ScoreCount(Protocol):
+    """What scores follow from, added up piece by piece."""
+
+    def add(self, labels: NDArray[Any], found: NDArray[Any]) -> None:
+        """Take in the ``labels`` of some pixels and what was ``found`` there, both (planes, ...)."""
+        ...
+
+    def scores(self) -> AnyScores:
+        """Of all that was taken in."""
+        ...
+
+
+class ClassCount:
+    """A confusion matrix that grows. Pieces are positions of classes, `IGNORED` where there is none."""
+
+    def __init__(self, classes: Sequence[SegmentationClass]) -> None:
+        self._classes = classes
+        self._counts = np.zeros((len(classes),) * 2, np.int64)
+        self._ignored = 0
+
+    def add(self, labels: NDArray[Any], found: NDArray[Any]) -> None:
+        """Take in positions, both of one shape."""
+        scored = (labels != IGNORED) & (found != IGNORED)
+        self._ignored += int(scored.size - scored.sum())
+        self._counts += confusion_matrix(labels[scored], found[scored], len(self._classes))
+
+    def scores(self) -> Scores:
+        """Of all that was taken in."""
+        return Scores.from_confusion(self._counts, self._classes, ignored=self._ignored)
+
+
+class ErrorCount:
+    """Sums of the errors of each quantity. Pieces are numbers (T, ...), NaN where there is none."""
+
+    def __init__(self, targets: Sequence[Target]) -> None:
+        self._targets = targets
+        self._labels = [Moments() for _ in targets]
+        self._errors = [Moments() for _ in targets]
+        self._absolute = [0.0 for _ in targets]
+        self._ignored = 0
+
+    def add(self, labels: NDArray[Any], found: NDArray[Any]) -> None:
+        """Take in quantities, both (T, ...)."""
+        scored = np.isfinite(labels) & np.isfinite(found)
+        self._ignored += int((~scored.any(axis=0)).sum())
+        for place, known in enumerate(scored):
+            truth = labels[place][known].astype(np.float64)
+            errors = found[place][known].astype(np.float64) - truth
+            self._labels[place] += Moments.of(truth)
+            self._errors[place] += Moments.of(errors)
+            self._absolute[place] += float(np.abs(errors).sum())
+
+    def scores(self) -> RegressionScores:
+        """Of all that was taken in."""
+        sums = zip(self._targets, self._labels, self._errors, self._absolute, strict=True)
+        return RegressionScores(
+            targets=tuple(map(_score, *zip(*sums, strict=True))), ignored=self._ignored
+        )
+
+
+def _score(target: Target, labels: Moments, errors: Moments, absolute: float) -> TargetScore:
+    pixels = labels.valid
+    if not pixels:
+        absent = dict.fromkeys(("rmse", "mae", "bias", "r2", "std"))
+        return TargetScore(name=target.name, unit=target.unit, pixels=0, **absent)
+    squares = errors.squares + pixels * errors.mean**2
+    return TargetScore(
+        name=target.name,
+        unit=target.unit,
+        rmse=math.sqrt(squares / pixels),
+        mae=absolute / pixels,
+        bias=errors.mean,
+        r2=1 - squares / labels.squares if labels.squares else None,
+        std=labels.deviation,
+        pixels=pixels,
+    )
+
+
 def _ratio(part: int, whole: int) -> float | None:
     return float(part) / float(whole) if whole else None
+
+
+def _four(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
 
 
 def _three(value: float | None) -> str:

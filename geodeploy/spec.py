@@ -83,6 +83,16 @@ class SegmentationClass(_Frozen):
         return red, green, blue
 
 
+def _none_or_several(classes: tuple[SegmentationClass, ...]) -> tuple[SegmentationClass, ...]:
+    if len(classes) == 1:
+        raise ValueError("needs two classes at the least, found 1")
+    return classes
+
+
+Classes = Annotated[tuple[SegmentationClass, ...], AfterValidator(_none_or_several)]
+"""Those of a segmentation; none of another task."""
+
+
 class Target(_Frozen):
     """One quantity of the map."""
 
@@ -136,6 +146,11 @@ class Parity(_Frozen):
     runtimes: tuple[str, ...] = ("onnxruntime",)
     """In which the report found it to do the same."""
 
+    def __str__(self) -> str:
+        if self.argmax_agreement is not None:
+            return f"{self.argmax_agreement:.4%} of pixels agree with the tuned model"
+        return f"at most {self.spread_diff or 0:.2g} standard deviations from the tuned model"
+
 
 class ModelSpec(_Frozen):
     """All that is needed to run a model over a scene.
@@ -157,9 +172,9 @@ class ModelSpec(_Frozen):
     """Dates of the same place that the model takes together, oldest first."""
     gsd_m: PositiveFloat | None = None
     """Ground sample distance of the training scenes; None when it does not matter."""
-    classes: Annotated[tuple[SegmentationClass, ...], Field(min_length=2)] = ()
+    classes: Classes = ()
     """Of a segmentation, in the order of the model's outputs."""
-    targets: Annotated[tuple[Target, ...], Field(min_length=1)] = ()
+    targets: tuple[Target, ...] = ()
     """Of a regression, in the order of the model's outputs."""
     ignore: tuple[int, ...] = ()
     """Label values that carry neither loss nor score."""

@@ -120,16 +120,16 @@ class Moments:
     """The sum of the squared distances from the mean."""
 
     @classmethod
-    def of(cls, values: NDArray[np.float32]) -> Self:
-        """Of a band's ``values``."""
-        found = np.ascontiguousarray(values[~np.isnan(values)])
+    def of(cls, values: NDArray[np.floating]) -> Self:
+        """Of a band's ``values``; the bits are those that they have in float32."""
+        found = values[~np.isnan(values)]
         if not found.size:
             return cls(pixels=values.size)
         mean = float(found.mean(dtype=np.float64))
         return cls(
             pixels=values.size,
             valid=found.size,
-            bits=int(found.view(np.uint32).sum(dtype=np.uint64)),
+            bits=int(found.astype(np.float32).view(np.uint32).sum(dtype=np.uint64)),
             low=float(found.min()),
             high=float(found.max()),
             mean=mean,

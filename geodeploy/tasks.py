@@ -1,4 +1,4 @@
-"""What a model's outputs mean: the rasters that are made of them, and what a run tells of these.
+"""What a model's outputs mean: the rasters made of them, what a run tells of these, how they score.
 
 Here alone the mapping knows one task from another.
 """
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from geodeploy.area import class_extents, column_areas
 from geodeploy.cog import Frame
-from geodeploy.errors import RecipeError
+from geodeploy.errors import LabelError, RecipeError
+from geodeploy.labels import class_positions, ignored_values, target_bands, target_values
 from geodeploy.options import PredictOptions
 from geodeploy.products import (
     ClassMap,
@@ -24,7 +25,8 @@ from geodeploy.products import (
     Spread,
 )
 from geodeploy.report import ClassArea, TargetSummary
-from geodeploy.spec import ModelSpec
+from geodeploy.scores import ClassCount, ErrorCount, ScoreCount
+from geodeploy.spec import NODATA, ModelSpec
 
 
 class Task(Protocol):
@@ -49,6 +51,30 @@ class Task(Protocol):
 
     def told(self, tallies: Sequence[Any], frame: Frame, output: Path) -> dict[str, Any]:
         """What the report tells of the map at ``output``, whose bands come to ``tallies``."""
+        ...
+
+    def label_bands(self, labels: Any) -> list[int]:
+        """The numbers of the bands of the open raster ``labels`` that a map is scored against.
+
+        Raises:
+            LabelError: it does not hold what the model maps.
+        """
+        ...
+
+    def truth(self, labels: Any, stored: Any) -> NDArray[Any]:
+        """What is ``stored`` in those bands (P, h, w), masked without data, for the count of scores.
+
+        Raises:
+            LabelError: a value can be none.
+        """
+        ...
+
+    def found(self, mapped: NDArray[Any]) -> NDArray[Any]:
+        """What the ``mapped`` values (P, h, w) are for the count of scores."""
+        ...
+
+    def count(self) -> ScoreCount:
+        """Takes in both, and scores the map."""
         ...
 
 
@@ -91,6 +117,29 @@ class Segmentation:
                 for item in self._spec.classes
             )
         }
+
+    def label_bands(self, labels: Any) -> list[int]:
+        """The only one."""
+        if labels.count != 1 or np.dtype(labels.dtypes[0]).kind not in "iu":
+            raise LabelError(
+                f"{_name(labels)} has {labels.count} band(s) of {labels.dtypes[0]}; labels are "
+                "one band of whole numbers."
+            )
+        return [1]
+
+    def truth(self, labels: Any, stored: Any) -> NDArray[Any]:
+        """Positions of classes; a nodata tag that is a listed class is no nodata."""
+        spec = self._spec
+        ignored = ignored_values(spec.classes, spec.ignore, labels.nodata)
+        return class_positions(stored.data, spec.classes, ignored, source=_name(labels))
+
+    def found(self, mapped: NDArray[Any]) -> NDArray[Any]:
+        """Positions of classes."""
+        return class_positions(mapped, self._spec.classes, {NODATA}, source="the map")
+
+    def count(self) -> ScoreCount:
+        """A confusion matrix."""
+        return ClassCount(self._spec.classes)
 
 
 class Regression:
@@ -140,6 +189,30 @@ class Regression:
             )
         }
 
+    def label_bands(self, labels: Any) -> list[int]:
+        """By name, or in order."""
+        return target_bands(labels, self._spec.targets, source=_name(labels))
+
+    def truth(self, labels: Any, stored: Any) -> NDArray[Any]:
+        """The quantities."""
+        bands = self.label_bands(labels)
+        return target_values(
+            stored,
+            self._spec.targets,
+            self._spec.ignore,
+            scales=[labels.scales[band - 1] for band in bands],
+            offsets=[labels.offsets[band - 1] for band in bands],
+            source=_name(labels),
+        )
+
+    def found(self, mapped: NDArray[Any]) -> NDArray[Any]:
+        """The quantities."""
+        return mapped
+
+    def count(self) -> ScoreCount:
+        """Sums of errors."""
+        return ErrorCount(self._spec.targets)
+
 
 TASKS: dict[str, type[Segmentation] | type[Regression]] = {
     "segmentation": Segmentation,
@@ -151,6 +224,10 @@ TASKS: dict[str, type[Segmentation] | type[Regression]] = {
 def task_of(spec: ModelSpec) -> Task:
     """What the outputs of the model of ``spec`` mean."""
     return TASKS[spec.task](spec)
+
+
+def _name(labels: Any) -> str:
+    return Path(labels.name).name
 
 
 def _areas_m2(frame: Frame, counts: NDArray[np.int64], output: Path) -> dict[int, float | None]:

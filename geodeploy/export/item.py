@@ -20,7 +20,8 @@ _KINDS = {
     ".pt2": ("torch.export.save", "PyTorch", "application/zip; application=pytorch"),
 }
 """What MLM calls the file, what runs it, and its media type."""
-_TASK = "semantic-segmentation"
+_TASKS = {"segmentation": "semantic-segmentation", "regression": "regression"}
+"""What MLM calls the spec's tasks."""
 
 
 def model_item(spec: ModelSpec, model: Path, *, parameters: int) -> dict[str, Any]:
@@ -93,7 +94,7 @@ def _properties(spec: ModelSpec, framework: str, parameters: int) -> dict[str, A
         "end_datetime": "9999-12-31T23:59:59Z",
         "mlm:name": _name(spec.name),
         "mlm:architecture": spec.backbone.name if spec.backbone else "unknown",
-        "mlm:tasks": [_TASK],
+        "mlm:tasks": [_TASKS[spec.task]],
         "mlm:framework": framework,
         "mlm:total_parameters": parameters,
         "mlm:input": [_input(spec)],
@@ -138,12 +139,19 @@ def _input(spec: ModelSpec) -> dict[str, Any]:
 
 
 def _output(spec: ModelSpec) -> dict[str, Any]:
+    if spec.targets:
+        return {
+            "name": spec.output,
+            "description": f"Quantities in this order: {', '.join(map(str, spec.targets))}.",
+            "tasks": [_TASKS[spec.task]],
+            "result": _array(spec, len(spec.outputs), "target"),
+        }
     return {
         "name": spec.output,
         "description": f"{spec.output.capitalize()} of the classes in this order; a map carries the "
         "value of the greatest.",
-        "tasks": [_TASK],
-        "result": _array(spec, len(spec.classes), "class"),
+        "tasks": [_TASKS[spec.task]],
+        "result": _array(spec, len(spec.outputs), "class"),
         "classification:classes": [
             # MLM has classes of classification 1.1, before titles; `stac_model` reads no others.
             {key: value for key, value in item.items() if key != "title"}

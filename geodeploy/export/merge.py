@@ -1,13 +1,14 @@
 """Fold adapters and scales into the weights they adapt, on a copy and in fp32."""
 
 from copy import deepcopy
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from peft import PeftModel
 
 from geodeploy.errors import ParityError
-from geodeploy.export.parity import TOLERANCE, compare, logits_of
+from geodeploy.export.parity import compare, logits_of, tolerance
 from geodeploy.spec import ModelSpec
 from geodeploy.train.model import TunedModel
 from geodeploy.train.qkv import fuse_qkv
@@ -37,15 +38,15 @@ def merge(model: TunedModel) -> TunedModel:
 
 
 def merge_checked(
-    model: TunedModel, spec: ModelSpec, pixels: NDArray[np.float32], labels: NDArray[np.uint8]
+    model: TunedModel, spec: ModelSpec, pixels: NDArray[np.float32], labels: NDArray[Any]
 ) -> tuple[TunedModel, float]:
-    """`merge`, and the largest difference of its logits from those of ``model`` on real ``pixels``.
+    """`merge`, and the largest difference of its outputs from those of ``model`` on real ``pixels``.
 
     Raises:
         ParityError: the two do not do the same.
     """
     merged = merge(model)
     found = compare(logits_of(model, pixels), logits_of(merged, pixels), labels, spec)
-    if problem := TOLERANCE.problem(found):
+    if problem := tolerance(spec).problem(found):
         raise ParityError(f"The merged model differs from the unmerged one: {problem}.")
     return merged, found.max_abs_diff

@@ -74,11 +74,14 @@ def _write_proved(
     for an older model may be there, whose report must stay beside it.
     """
     spec = tuned.spec.model_copy(update={"precision": options.precision})
+    if spec.targets and (options.profile or options.precision != "fp32"):
+        flag = f"--profile {options.profile}" if options.profile else f"--precision {options.precision}"
+        raise RecipeError(f"{flag} is for models of classes: leave it out.")
     if options.profile:
         spec = deepness_spec(spec, options)
     pixels, labels = tuned.tiles.pixels, tuned.tiles.labels
     merged, merged_diff = merge_checked(tuned.model, tuned.spec, pixels, labels)
-    log.info("Merged; the largest difference in a logit is %.2g. Writing it ...", merged_diff)
+    log.info("Merged; the largest difference in an output is %.2g. Writing it ...", merged_diff)
     if options.to == "torch-export":
         program = trace(merged, spec)
         write_program(program, spec, draft)
@@ -100,6 +103,7 @@ def _write_proved(
     parity_path(draft).write_text(report.to_json())
     parity = Parity(
         argmax_agreement=report.exported.argmax_agreement,
+        spread_diff=report.exported.spread_diff,
         report_sha256=report.sha256,
         runtimes=report.covered,
     )

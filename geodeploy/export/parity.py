@@ -1,4 +1,4 @@
-"""Is the exported model the tuned one? Compared on real tiles: logits, classes, scores."""
+"""Is the exported model the tuned one? Compared on real tiles: outputs, classes, scores."""
 
 import hashlib
 from collections.abc import Callable
@@ -6,6 +6,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ _BATCH = 4
 
 
 class Comparison(BaseModel):
-    """How far one model's outputs, logits or probabilities, are from another's on the same tiles."""
+    """How far one model's outputs are from another's on the same tiles."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
@@ -42,15 +43,25 @@ class Comparison(BaseModel):
     """The same over the largest output of the reference."""
     cosine: float
     """Of the two sets of outputs as one long vector each."""
-    argmax_agreement: float
-    """Share of pixels with the same class."""
+    argmax_agreement: float | None = None
+    """Share of pixels with the same class; None of quantities."""
+    spread_diff: float | None = None
+    """Largest difference in standard deviations of the training labels, of the worst target; None of
+    classes."""
+    mean_spread_diff: float | None = None
+    """The mean difference in the same measure, of the worst target."""
     worst_tile: int
     """Position of the tile with the largest difference."""
-    miou_reference: float | None
-    """Against the labels of the tiles; None where they have none."""
-    miou_exported: float | None
+    miou_reference: float | None = None
+    """Against the labels of the tiles; None where they have none, and of quantities."""
+    miou_exported: float | None = None
 
     def __str__(self) -> str:
+        if self.argmax_agreement is None:
+            return (
+                f"max |diff| {self.max_abs_diff:.2g}, up to {self.spread_diff:.2g} standard deviations "
+                f"of the labels, {self.mean_spread_diff:.2g} in the mean"
+            )
         scores = (
             f", mean IoU {self.miou_reference:.4f} -> {self.miou_exported:.4f}"
             if self.miou_reference is not None and self.miou_exported is not None
@@ -148,6 +159,7 @@ class Tolerance:
     def problem(self, found: Comparison) -> str | None:
         """What lies outside, in words; None if nothing does."""
         # Written so that NaN, which compares false to everything, is outside.
+        assert found.argmax_agreement is not None
         if not found.argmax_agreement >= self.argmax_agreement:
             return (
                 f"{found.argmax_agreement:.4%} of pixels have the same class, at least "
@@ -172,40 +184,95 @@ TOLERANCES = {
 TOLERANCE = TOLERANCES["fp32"]
 
 
-def tolerance(spec: ModelSpec) -> Tolerance:
+@dataclass(frozen=True, slots=True)
+class SpreadTolerance:
+    """What an export may change of quantities, in standard deviations of the training labels."""
+
+    spread_diff: float
+    mean_spread_diff: float
+    relative_diff: float
+    """Of values between pixels and outputs, over the largest of each."""
+
+    def problem(self, found: Comparison) -> str | None:
+        """What lies outside, in words; None if nothing does."""
+        assert found.spread_diff is not None
+        assert found.mean_spread_diff is not None
+        for what, far, most in (
+            ("by up to", found.spread_diff, self.spread_diff),
+            ("in the mean by", found.mean_spread_diff, self.mean_spread_diff),
+        ):
+            if not far <= most:  # NaN too
+                return (
+                    f"outputs differ {what} {far:.2g} standard deviations of the training labels, at "
+                    f"most {most:g} may be; worst is tile {found.worst_tile}, by "
+                    f"{found.max_abs_diff:.3g}"
+                )
+        return None
+
+
+# A thousandth of the labels' spread moves no score: R2 by less than a millionth. It is a hundred times
+# what rounding in fp32 gives; a fault in weights, bands or units moves outputs by far more.
+SPREAD_TOLERANCE = SpreadTolerance(spread_diff=1e-3, mean_spread_diff=1e-4, relative_diff=1e-4)
+
+
+def tolerance(spec: ModelSpec) -> Tolerance | SpreadTolerance:
     """What the export of ``spec`` may change."""
-    return TOLERANCES.get(spec.precision, TOLERANCE)
+    return SPREAD_TOLERANCE if spec.targets else TOLERANCES.get(spec.precision, TOLERANCE)
 
 
 def compare(
     reference: NDArray[np.float32],
     exported: NDArray[np.float32],
-    labels: NDArray[np.uint8],
+    labels: NDArray[Any],
     spec: ModelSpec,
 ) -> Comparison:
-    """How far ``exported`` is from ``reference``, both logits or both probabilities (N, K, H, W).
+    """How far ``exported`` is from ``reference``, both of one kind of outputs (N, K, H, W).
 
-    ``labels`` (N, H, W) are class values.
+    ``labels`` are class values (N, H, W), or quantities, which are not looked at.
     """
     difference = np.abs(exported - reference)
     per_tile = difference.max(axis=(1, 2, 3))
     a, b = reference.astype(np.float64).ravel(), exported.astype(np.float64).ravel()
     norm = float(np.linalg.norm(a) * np.linalg.norm(b))
-    classes = reference.argmax(axis=1), exported.argmax(axis=1)
+    alike = _spreads if spec.targets else _agreement
     return Comparison(
         tiles=len(reference),
         max_abs_diff=float(difference.max()),
         relative_diff=float(difference.max() / max(float(np.abs(reference).max()), 1e-12)),
         cosine=float(a @ b) / norm if norm else 0.0,
-        argmax_agreement=float((classes[0] == classes[1]).mean()),
         worst_tile=int(np.where(np.isnan(per_tile), np.inf, per_tile).argmax()),
-        miou_reference=_miou(labels, classes[0], spec),
-        miou_exported=_miou(labels, classes[1], spec),
+        **alike(reference, exported, labels, spec),
     )
 
 
+def _agreement(
+    reference: NDArray[np.float32], exported: NDArray[np.float32], labels: NDArray[Any], spec: ModelSpec
+) -> dict[str, float | None]:
+    classes = reference.argmax(axis=1), exported.argmax(axis=1)
+    return {
+        "argmax_agreement": float((classes[0] == classes[1]).mean()),
+        "miou_reference": _miou(labels, classes[0], spec),
+        "miou_exported": _miou(labels, classes[1], spec),
+    }
+
+
+def _spreads(
+    reference: NDArray[np.float32], exported: NDArray[np.float32], labels: NDArray[Any], spec: ModelSpec
+) -> dict[str, float | None]:
+    # Where nobody says what the labels' spread is, that of the outputs stands for it.
+    spreads = [
+        target.std or max(float(values.std()), 1e-12)
+        for target, values in zip(spec.targets, np.moveaxis(reference, 1, 0), strict=True)
+    ]
+    difference = np.abs(exported.astype(np.float64) - reference) / np.reshape(spreads, (-1, 1, 1))
+    return {
+        "spread_diff": float(difference.max()),
+        "mean_spread_diff": float(difference.mean(axis=(0, 2, 3)).max()),
+    }
+
+
 def logits_of(model: torch.nn.Module | Session, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Outputs (N, K, H, W) of ``pixels`` (N, C, H, W): logits, or whatever the graph gives."""
+    """Outputs (N, K, H, W) of ``pixels`` (N, C, H, W): logits, or whatever the model gives."""
     parts = []
     for start in range(0, len(pixels), _BATCH):
         batch = pixels[start : start + _BATCH]
@@ -222,7 +289,7 @@ def report_on(
     spec: ModelSpec,
     model: Path,
     pixels: NDArray[np.float32],
-    labels: NDArray[np.uint8],
+    labels: NDArray[Any],
     *,
     merged_max_abs_diff: float | None = None,
 ) -> ParityReport:
@@ -265,14 +332,14 @@ def _report_on_program(
     spec: ModelSpec,
     model: Path,
     pixels: NDArray[np.float32],
-    labels: NDArray[np.uint8],
+    labels: NDArray[Any],
     *,
     merged_max_abs_diff: float | None,
 ) -> ParityReport:
     program, found_spec = read_program(model)
     _check_is_alike(model, found_spec, spec)
     found = compare(logits_of(reference, pixels), logits_of(program, pixels), labels, spec)
-    problem = TOLERANCE.problem(found)
+    problem = tolerance(spec).problem(found)
     return ParityReport(
         model=spec.name,
         precision="fp32",
@@ -282,21 +349,23 @@ def _report_on_program(
         problem=problem,
         merged_max_abs_diff=merged_max_abs_diff,
         exported=found,
-        tolerances=asdict(TOLERANCE),
+        tolerances=asdict(tolerance(spec)),
     )
 
 
 def _check_is_alike(model: Path, found: ModelSpec, spec: ModelSpec) -> None:
     """Refuse a ``model`` whose outputs cannot be compared with those of the RUN."""
-    if (found.band_names, found.classes, found.tile) != (spec.band_names, spec.classes, spec.tile):
-        raise ParityError(f"{model} has other bands, classes or tiles than the RUN. Export it again.")
+    what, needed = ((item.band_names, item.classes, item.targets, item.tile) for item in (found, spec))
+    if what != needed:
+        outputs = "quantities" if spec.targets else "classes"
+        raise ParityError(f"{model} has other bands, {outputs} or tiles than the RUN. Export it again.")
 
 
 def _other_runtimes(
     file: OnnxFile,
     expected: NDArray[np.float32],
     pixels: NDArray[np.float32],
-    labels: NDArray[np.uint8],
+    labels: NDArray[Any],
 ) -> tuple[OtherRuntime, ...]:
     sessions: dict[str, Callable[[], Session]] = {}
     if file.spec.precision in HALVES:

@@ -33,8 +33,9 @@ class Batch:
 
     pixels: torch.Tensor
     """(B, C, tile, tile), in units."""
-    codes: torch.Tensor
-    """(B, tile, tile) int64: class positions, `IGNORED` where no loss is."""
+    labels: torch.Tensor
+    """(B, tile, tile) int64: class positions, `IGNORED` where no loss is; or of a regression
+    (B, T, tile, tile), NaN there."""
     taught: torch.Tensor | None
     """(B, K, tile, tile): the teachers' probabilities, 0 where they say nothing; None without any."""
     sampler: dict[str, Any]
@@ -56,7 +57,7 @@ def training_batches(
     balanced = recipe.training.balanced_windows or 0.0
     sums = [sum_labels(scene) for scene in scenes]
     sizes = scene_sizes(scenes, sums)
-    by_class = sum_classes(scenes, len(recipe.classes)) if balanced else []
+    by_class = sum_classes(scenes, recipe.groups) if balanced else []
     light = Light(recipe, mean)
     while True:
         drawn = []
@@ -68,10 +69,10 @@ def training_batches(
                 scene = scenes[number]
                 window = draw_window(scene, sums[number], tile, zoom, rng)
             drawn.append(read_training_tile(scene, window, recipe, light, rng))
-        pixels, codes, taught = zip(*drawn, strict=True)
+        pixels, labels, taught = zip(*drawn, strict=True)
         yield Batch(
             torch.from_numpy(np.stack(pixels)),
-            torch.from_numpy(np.stack(codes).astype(np.int64)),
+            torch.from_numpy(np.stack(labels)).to(torch.float32 if recipe.targets else torch.int64),
             torch.from_numpy(np.stack(taught)) if recipe.distillation.teachers else None,
             dict(rng.bit_generator.state),
         )
@@ -202,27 +203,30 @@ def read_training_tile(
     recipe: Recipe,
     light: "Light",
     rng: np.random.Generator,
-) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.float32] | None]:
-    """Pixels (C, tile, tile), codes (tile, tile) and teachers' probabilities (K, tile, tile).
+) -> tuple[NDArray[np.float32], NDArray[Any], NDArray[np.float32] | None]:
+    """Pixels (C, tile, tile), labels and teachers' probabilities (K, tile, tile).
 
-    They are those of ``window``, a square, augmented. The last are None if the recipe names no
-    teachers.
+    They are those of ``window``, a square, augmented. Labels are codes (tile, tile), or the values
+    (T, tile, tile) of a regression. The last are None if the recipe names no teachers.
     """
     settings, tile, mean = recipe.augmentation, recipe.model.tile, light.mean
     height, width = scene.codes.shape
     inside = window.intersection(Window(0, 0, width, height))
     pixels, codes, valid = read_square(scene, inside, window.height, mean, part=TRAINING)
     taught = _read_taught(scene, inside, window.height, recipe)
+    values = scene.values_of(inside, codes)
     pixels, codes, valid = (
         resample_pixels(pixels, tile),
         resample_nearest(codes, tile),
         resample_nearest(valid, tile),
     )
+    values = None if values is None else resample_nearest(values, tile)
     taught = None if taught is None else resample_pixels(taught, tile)
     if settings.d4:
         symmetry = int(rng.integers(0, 8))
         pixels, codes, valid = turn(pixels, symmetry), turn(codes, symmetry), turn(valid, symmetry)
         taught = None if taught is None else turn(taught, symmetry)
+        values = None if values is None else turn(values, symmetry)
     if settings.clouds.share and rng.random() < settings.clouds.share:
         pixels, codes, changed = light.clouds(pixels, codes, rng)
         codes = np.where(valid, codes, np.uint8(IGNORED))
@@ -234,9 +238,10 @@ def read_training_tile(
         pixels[lost] = mean[lost]
     # What predict fills in is the mean exactly, whatever the light of the rest.
     pixels = np.where(valid, pixels, mean[:, np.newaxis, np.newaxis])
+    labels = codes if values is None else np.where(codes == IGNORED, np.float32(np.nan), values)
     return (
         np.ascontiguousarray(pixels, np.float32),
-        np.ascontiguousarray(codes),
+        np.ascontiguousarray(labels),
         None if taught is None else np.ascontiguousarray(taught, np.float32),
     )
 
@@ -278,11 +283,11 @@ def resample_pixels(pixels_CHW: NDArray[np.float32], tile: int) -> NDArray[np.fl
     return result
 
 
-def resample_nearest(values_HW: NDArray[Number], tile: int) -> NDArray[Number]:
-    """The square (h, h) at (tile, tile), each pixel from the one its centre falls into."""
-    side = values_HW.shape[0]
+def resample_nearest(values: NDArray[Number], tile: int) -> NDArray[Number]:
+    """The squares (..., h, h) at (..., tile, tile), each pixel from the one its centre falls into."""
+    side = values.shape[-1]
     nearest = (np.arange(tile) * 2 + 1) * side // (2 * tile)
-    return values_HW[np.ix_(nearest, nearest)]
+    return values[..., nearest[:, np.newaxis], nearest]
 
 
 def turn(values: NDArray[Number], symmetry: int) -> NDArray[Number]:

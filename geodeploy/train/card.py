@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from geodeploy.scores import Scores
+from geodeploy.scores import AnyScores
 from geodeploy.spec import ModelSpec
 from geodeploy.train.method_options import Adapter
 from geodeploy.train.methods import ParameterCounts
@@ -16,16 +16,16 @@ def model_card(
     spec: ModelSpec,
     recipe: Recipe,
     counts: ParameterCounts,
-    scores: Scores | None,
+    scores: AnyScores | None,
     *,
-    held_out: Mapping[str, Scores],
+    held_out: Mapping[str, AnyScores],
     steps: int,
     pyramid: bool = False,
 ) -> str:
     """Markdown for the RUN's ``README.md``; ``pyramid`` where the backbone is one."""
     parts = [
         _header(recipe),
-        f"# {spec.name}\n\nSegments {spec.units} imagery into {_classes(spec)}.",
+        f"# {spec.name}\n\n{_purpose(spec)}",
         _input(spec),
         "## Data\n\n" + (spec.trained_on or "Not described in the recipe.") + f"\n\n{_splits(recipe)}",
         _method(spec, recipe, counts, steps, pyramid),
@@ -38,11 +38,21 @@ def model_card(
 
 def _header(recipe: Recipe) -> str:
     library = "peft" if isinstance(recipe.method, Adapter) else "timm"
-    return f"---\nlibrary_name: {library}\npipeline_tag: image-segmentation\n---"
+    # The hub knows no task of its own for quantities at each pixel.
+    tag = "\npipeline_tag: image-segmentation" if recipe.classes else ""
+    return f"---\nlibrary_name: {library}{tag}\n---"
 
 
-def _classes(spec: ModelSpec) -> str:
-    return ", ".join(f"{item.name} ({item.value})" for item in spec.classes)
+def _purpose(spec: ModelSpec) -> str:
+    if spec.classes:
+        classes = ", ".join(f"{item.name} ({item.value})" for item in spec.classes)
+        return f"Segments {spec.units} imagery into {classes}."
+    rows = [
+        f"| {item.name} | {item.unit or '-'} | {item.mean or 0:.4g} | {item.std or 0:.4g} |"
+        for item in spec.targets
+    ]
+    header = "| target | unit | mean of the training labels | standard deviation |\n|---|---|---|---|"
+    return f"Maps quantities from {spec.units} imagery.\n\n" + "\n".join([header, *rows])
 
 
 def _input(spec: ModelSpec) -> str:
@@ -102,7 +112,7 @@ def _origin(spec: ModelSpec) -> str:
     return f"{spec.backbone.weights} (sha256 `{spec.backbone.sha256}`)"
 
 
-def _results(scores: Scores | None) -> str:
+def _results(scores: AnyScores | None) -> str:
     if scores is None:
         return "## Scores\n\nNone: the recipe kept no pixels for validation."
     return (
@@ -112,7 +122,7 @@ def _results(scores: Scores | None) -> str:
     )
 
 
-def _held_out(scores: Mapping[str, Scores]) -> str:
+def _held_out(scores: Mapping[str, AnyScores]) -> str:
     if not scores:
         return ""
     parts = [f"`{region}`:\n\n```\n{found}\n```" for region, found in scores.items()]

@@ -13,6 +13,8 @@ from rasterio.warp import transform_bounds
 
 from geodeploy.errors import GeodeployError, RecipeError, SourceError
 from geodeploy.raster import Raster
+from geodeploy.tally import Moments as Values
+from geodeploy.tally import add_up
 from geodeploy.train.chips import list_scenes
 from geodeploy.train.data import (
     TEST,
@@ -23,7 +25,14 @@ from geodeploy.train.data import (
     label_scene,
     open_image,
 )
-from geodeploy.train.findings import ClassCount, DataReport, Finding, Findings, SceneFacts
+from geodeploy.train.findings import (
+    ClassCount,
+    DataReport,
+    Finding,
+    Findings,
+    SceneFacts,
+    TargetFacts,
+)
 from geodeploy.train.leaks import common_windows, meeting, shared_pixels
 from geodeploy.train.look import Look, Moments, check_names, look_at
 from geodeploy.train.recipe import Recipe
@@ -71,6 +80,7 @@ def _report(recipe: Recipe, findings: Sequence[Finding], looks: Sequence[Look]) 
             )
             for position, item in enumerate(recipe.classes)
         ),
+        targets=tuple(_tell_targets(looks, recipe)),
         scenes=tuple(
             SceneFacts(
                 where=look.where,
@@ -87,6 +97,23 @@ def _report(recipe: Recipe, findings: Sequence[Finding], looks: Sequence[Look]) 
             for look in looks
         ),
     )
+
+
+def _tell_targets(looks: Sequence[Look], recipe: Recipe) -> Iterator[TargetFacts]:
+    for place, target in enumerate(recipe.targets):
+        for split, part in _SPLITS.items():
+            found = add_up([Values(), *(look.values[part][place] for look in looks)])
+            if found.valid:
+                yield TargetFacts(
+                    name=target.name,
+                    unit=target.unit,
+                    split=split,
+                    pixels=found.valid,
+                    mean=found.mean,
+                    std=found.deviation,
+                    minimum=found.low,
+                    maximum=found.high,
+                )
 
 
 def _look_at_all(recipe: Recipe, findings: Findings) -> Iterator[Look]:
@@ -289,8 +316,8 @@ def _check_classes(looks: Sequence[Look], recipe: Recipe, findings: Findings) ->
 
 
 def _count(looks: Sequence[Look], recipe: Recipe) -> NDArray[np.int64]:
-    """(4, K): labelled pixels of each part and class."""
-    return sum((look.counts for look in looks), np.zeros((4, len(recipe.classes)), np.int64))
+    """(4, K): labelled pixels of each part and class, or fourth of a quantity's range."""
+    return sum((look.counts for look in looks), np.zeros((4, recipe.groups), np.int64))
 
 
 def _check_statistics(looks: Sequence[Look], recipe: Recipe, findings: Findings) -> None:

@@ -8,7 +8,7 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,10 @@ from geodeploy.errors import (
     SourceError,
     require,
 )
-from geodeploy.labels import IGNORED, class_positions, ignored_values
+from geodeploy.labels import IGNORED, class_positions, ignored_values, target_bands, target_values
 from geodeploy.raster import Raster, check_range, open_raster, same_place
-from geodeploy.spec import Band
+from geodeploy.spec import Band, Target
+from geodeploy.tally import Moments, add_up
 from geodeploy.tiles import Tile, TileGrid
 from geodeploy.train.chips import list_scenes
 from geodeploy.train.recipe import Blocks, Data, Recipe, Scene, Statistics, is_vector
@@ -44,7 +45,9 @@ _PARTS = {"train": TRAINING, "validation": VALIDATION, "test": TEST}
 
 @dataclass(frozen=True, slots=True)
 class LabelledScene:
-    """An open image with its labels in memory: two bytes a pixel, and one a class with teachers."""
+    """An open image with its labels in memory: two bytes a pixel, one a class with teachers, four a
+    quantity.
+    """
 
     raster: Raster
     codes: NDArray[np.uint8]
@@ -55,6 +58,9 @@ class LabelledScene:
     """In the draw of windows; None for its pixels to learn from."""
     taught: NDArray[np.uint8] | None = None
     """(K, H, W): what the teachers say of each pixel, 255 being certain; all 0 where it has no data."""
+    values: NDArray[np.float32] | None = None
+    """(T, H, W): the quantities in their units, NaN where there is no label; None of classes. The codes
+    tell which fourth of its range the first of them lies in."""
     region: str = ""
     """What its scores are reported under if it is held out: its image, or the folder of its chips."""
 
@@ -66,6 +72,16 @@ class LabelledScene:
         """The codes in ``window``, `IGNORED` outside ``part``."""
         area = window.toslices()
         return np.where(self.part[area] == part, self.codes[area], np.uint8(IGNORED))
+
+    def values_of(self, window: Window, codes: NDArray[np.uint8]) -> NDArray[np.float32] | None:
+        """The values (T, h, w) from the corner of ``window`` on, NaN where ``codes`` (h, w) say so."""
+        if self.values is None:
+            return None
+        inside = self.values[:, *window.toslices()]
+        values = np.full((len(inside), *codes.shape), np.nan, np.float32)
+        values[:, : inside.shape[1], : inside.shape[2]] = inside
+        values[:, codes == IGNORED] = np.nan
+        return values
 
     def teaches(self, window: Window) -> NDArray[np.bool_]:
         """Which pixels of ``window`` teach something: by a label, or by what the teachers say."""
@@ -86,6 +102,8 @@ class LabelledTile:
     codes: NDArray[np.uint8]
     """(tile, tile): what each pixel is scored against."""
     place: Tile
+    values: NDArray[np.float32] | None = None
+    """(T, tile, tile): the quantities that it is scored against; None of classes."""
 
 
 @contextmanager
@@ -115,7 +133,9 @@ def open_scenes(recipe: Recipe) -> Iterator[list[LabelledScene]]:
                 f"No {'scene' if taught else 'training scene'} has a labelled pixel. Check "
                 "the scenes' labels and nodata, data.ignore and data.blocks."
             )
-        if not taught:
+        if recipe.targets:
+            scenes = _group_alike(scenes)
+        elif not taught:
             _warn_of_absent_classes(scenes, recipe)
         yield scenes
 
@@ -183,22 +203,33 @@ def label_scene(recipe: Recipe, scene: Scene, place: str, raster: Raster) -> Lab
     """``raster``, the image of ``scene``, with its labels.
 
     Raises:
-        As `scene_codes` and `divide`.
+        As `scene_labels` and `divide`.
     """
-    return divide(recipe, scene, place, raster, scene_codes(recipe, scene, raster))
+    return divide(recipe, scene, place, raster, *scene_labels(recipe, scene, raster))
 
 
-def scene_codes(recipe: Recipe, scene: Scene, raster: Raster) -> NDArray[np.uint8]:
-    """The labels of ``scene`` as `read_codes` gives them; all `IGNORED` where it has none."""
+def scene_labels(
+    recipe: Recipe, scene: Scene, raster: Raster
+) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
+    """The codes of ``scene``, all `IGNORED` where it has no labels, and the values of a regression."""
     if scene.labels is None:
-        return np.full((raster.height, raster.width), IGNORED, np.uint8)
-    return read_codes(recipe.data.find_labels(scene.labels), raster, recipe)
+        return np.full((raster.height, raster.width), IGNORED, np.uint8), None
+    path = recipe.data.find_labels(scene.labels)
+    if not recipe.targets:
+        return read_codes(path, raster, recipe), None
+    values = read_values(path, raster, recipe)
+    return group_values(values, _range_of([values])), values
 
 
 def divide(
-    recipe: Recipe, scene: Scene, place: str, raster: Raster, codes: NDArray[np.uint8]
+    recipe: Recipe,
+    scene: Scene,
+    place: str,
+    raster: Raster,
+    codes: NDArray[np.uint8],
+    values: NDArray[np.float32] | None,
 ) -> LabelledScene:
-    """The scene with its ``codes`` where the image holds data, each pixel for its part.
+    """The scene with its ``codes`` and ``values`` where the image holds data, each pixel for its part.
 
     Raises:
         SourceError: the image cannot be read to its end.
@@ -207,11 +238,11 @@ def divide(
     if scene.labels is not None:
         for window in raster.stripes():
             codes[window.toslices()][~raster.read(window).valid] = IGNORED
-    part = split(codes, scene, recipe.data.blocks, len(recipe.classes))
+    part = split(codes, scene, recipe.data.blocks, recipe.groups)
     region = str(scene.image)
     if place.startswith("data.chips"):
         region = str((recipe.data.chips or ())[int(place.rpartition(".")[2])].images)
-    return LabelledScene(raster, codes, part, scene.weight, region=region)
+    return LabelledScene(raster, codes, part, scene.weight, values=values, region=region)
 
 
 @contextmanager
@@ -245,6 +276,8 @@ def read_codes(path: Path, raster: Raster, recipe: Recipe) -> NDArray[np.uint8]:
         return draw_codes(path, raster, recipe)
     codes = np.empty((raster.height, raster.width), np.uint8)
     with open_dataset(path) as dataset:
+        if dataset.count != 1:
+            raise LabelError(f"{path.name} has {dataset.count} bands; labels have one.")
         _check_grid(path, dataset, raster)
         if np.dtype(dataset.dtypes[0]).kind not in "iu":
             raise LabelError(
@@ -258,6 +291,90 @@ def read_codes(path: Path, raster: Raster, recipe: Recipe) -> NDArray[np.uint8]:
                 values, recipe.classes, ignored, source=path.name
             )
     return codes
+
+
+def read_values(path: Path, raster: Raster, recipe: Recipe) -> NDArray[np.float32]:
+    """The quantities in ``path`` in their units, (T, H, W), NaN where there is no label.
+
+    Raises:
+        LabelError: they do not lie on ``raster``, or are not what the recipe says of its targets.
+    """
+    targets = recipe.targets
+    values = np.empty((len(targets), raster.height, raster.width), np.float32)
+    with open_dataset(path) as dataset:
+        bands = target_bands(dataset, targets, source=path.name)
+        _check_grid(path, dataset, raster)
+        for window in raster.stripes():
+            with reading(path, window):
+                stored = dataset.read(bands, window=window, masked=True)
+            values[:, *window.toslices()] = target_values(
+                stored,
+                targets,
+                recipe.data.ignore,
+                scales=[dataset.scales[band - 1] for band in bands],
+                offsets=[dataset.offsets[band - 1] for band in bands],
+                source=path.name,
+            )
+    return values
+
+
+def group_values(values: NDArray[np.float32], span: tuple[float, float]) -> NDArray[np.uint8]:
+    """Which fourth of the ``span`` the first of the values (T, H, W) lies in; `IGNORED` without any."""
+    first, (low, high) = values[0], span
+    place = (np.nan_to_num(first, nan=low) - low) * (4 / max(high - low, 1e-30))
+    labelled = np.isfinite(values).any(axis=0)
+    return np.where(labelled, np.clip(place, 0, 3).astype(np.uint8), np.uint8(IGNORED))
+
+
+def _range_of(several: Sequence[NDArray[np.float32]]) -> tuple[float, float]:
+    """What the first quantity lies in; 0 and 0 where it is nowhere."""
+    known = [first[np.isfinite(first)] for first in (values[0] for values in several)]
+    known = [first for first in known if first.size]
+    if not known:
+        return 0.0, 0.0
+    return float(min(first.min() for first in known)), float(max(first.max() for first in known))
+
+
+def _group_alike(scenes: Sequence[LabelledScene]) -> list[LabelledScene]:
+    """The ``scenes`` with codes that mean the same in all; blocks were drawn by those of each alone."""
+    several = [scene.values for scene in scenes if scene.values is not None]
+    span = _range_of(several)
+    return [
+        scene
+        if scene.values is None
+        else replace(
+            scene,
+            codes=np.where(scene.codes == IGNORED, scene.codes, group_values(scene.values, span)),
+        )
+        for scene in scenes
+    ]
+
+
+def compute_targets(scenes: Sequence[LabelledScene], targets: Sequence[Target]) -> tuple[Target, ...]:
+    """The ``targets`` with mean and deviation of the training labels, where they are not given.
+
+    Raises:
+        RecipeError: a quantity is not known at any training pixel, or is one number at all of them.
+    """
+    found = []
+    for place, target in enumerate(targets):
+        moments = [
+            Moments.of(scene.values[place][(scene.part == TRAINING) & (scene.codes != IGNORED)])
+            for scene in scenes
+            if scene.values is not None
+        ]
+        whole = add_up([Moments(), *moments])
+        if not whole.valid or whole.deviation <= 1e-6 * abs(whole.mean):
+            what = f"is {whole.mean:g} at every one" if whole.valid else "is known at none"
+            raise RecipeError(
+                f"targets.{place}: {target.name} {what} of the training pixels: nothing can be learned "
+                "from it."
+            )
+        # Seven digits: what float32 holds, and short enough to read.
+        computed = {"mean": float(f"{whole.mean:.7g}"), "std": float(f"{whole.deviation:.7g}")}
+        given = target.model_dump(include={"mean", "std"}, exclude_none=True)
+        found.append(target.model_copy(update=computed | given))
+    return tuple(found)
 
 
 def split(codes: NDArray[np.uint8], scene: Scene, blocks: Blocks, classes: int) -> NDArray[np.uint8]:
@@ -370,7 +487,8 @@ def read_tile(
 ) -> LabelledTile:
     """The pixels of one tile and the labels of ``part`` in it, mirrored where the raster ends."""
     pixels, codes, _ = read_square(scene, place.window, tile, mean, part=part)
-    return LabelledTile(np.ascontiguousarray(pixels), codes, place)
+    values = scene.values_of(place.window, codes)
+    return LabelledTile(np.ascontiguousarray(pixels), codes, place, values)
 
 
 def sample_tiles(
@@ -396,8 +514,6 @@ def sample_tiles(
 
 
 def _check_grid(path: Path, labels: Any, raster: Raster) -> None:
-    if labels.count != 1:
-        raise LabelError(f"{path.name} has {labels.count} bands; labels have one.")
     if (labels.height, labels.width) != (raster.height, raster.width):
         raise LabelError(
             f"{path.name} has {labels.height} x {labels.width} pixels, {raster.name} has "

@@ -13,13 +13,14 @@ from geodeploy.errors import GeodeployError, RangeError, RecipeError
 from geodeploy.labels import IGNORED
 from geodeploy.raster import Raster, ground_sample_distance_m
 from geodeploy.source import find_source
+from geodeploy.tally import Moments as Values
 from geodeploy.train.data import (
     NEITHER,
     TRAINING,
     LabelledScene,
     check_units,
     divide,
-    scene_codes,
+    scene_labels,
     statistics_of,
 )
 from geodeploy.train.findings import Findings
@@ -91,7 +92,9 @@ class Look:
     outside: NDArray[np.int64]
     """(C,): pixels that are no plausible reflectance."""
     counts: NDArray[np.int64]
-    """(4, K): labelled pixels with data of each part and class."""
+    """(4, K): labelled pixels with data of each part and class, or fourth of a quantity's range."""
+    values: list[list[Values]]
+    """What the labels with data of each part come to, for each target."""
     purposes: str
     """A digest of what each pixel is for."""
     digest: str = ""
@@ -131,7 +134,8 @@ def look_at(raster: Raster, recipe: Recipe, scene: Scene, place: str, findings: 
         learned=Moments(bands),
         purposes=blake2b(part.data, digest_size=16).hexdigest(),
         outside=np.zeros(bands, np.int64),
-        counts=np.zeros((4, len(recipe.classes)), np.int64),
+        counts=np.zeros((4, recipe.groups), np.int64),
+        values=[[Values() for _ in recipe.targets] for _ in range(4)],
     )
     digests = [blake2b(digest_size=16) for _ in range(bands)]
     zeros = 0
@@ -146,6 +150,11 @@ def look_at(raster: Raster, recipe: Recipe, scene: Scene, place: str, findings: 
         look.outside += ((known < _REFLECTANCE[0]) | (known > _REFLECTANCE[1])).sum(axis=1)
         labels = codes[area] != IGNORED
         np.add.at(look.counts, (part[area][labels], codes[area][labels]), 1)
+        if labelled.values is not None:
+            for number, sums in enumerate(look.values):
+                here = labels & (part[area] == number)
+                for target, band in enumerate(labelled.values):
+                    sums[target] += Values.of(band[area][here])
         for digest, band in zip(digests, np.where(valid, pixels, np.float32(np.nan)), strict=True):
             digest.update(band.tobytes())
     if look.moments.covariance.diagonal().max() > 0:
@@ -168,12 +177,12 @@ def _label(
     """The image with its labels; with no label, and for nothing, where they are no good."""
     where, size = f"{place} ({scene.image.name})", (raster.height, raster.width)
     try:
-        codes = scene_codes(recipe, scene, raster)
+        labels = scene_labels(recipe, scene, raster)
     except GeodeployError as error:
         findings.say("error", "labels", where, str(error))
     else:
         try:
-            return divide(recipe, scene, place, raster, codes)
+            return divide(recipe, scene, place, raster, *labels)
         except RecipeError as error:
             findings.say("error", "labels", where, str(error))
     return LabelledScene(raster, np.full(size, IGNORED, np.uint8), np.full(size, NEITHER, np.uint8))

@@ -21,17 +21,12 @@ from tqdm import tqdm
 
 from geodeploy.ahead import read_ahead
 from geodeploy.errors import ModelError, RecipeError
-from geodeploy.scores import Scores
+from geodeploy.scores import AnyScores
 from geodeploy.train.adapters import allocate_ranks
 from geodeploy.train.augment import Batch, training_batches
 from geodeploy.train.checkpoint import Checkpoint, Progress
-from geodeploy.train.data import (
-    TRAINING,
-    VALIDATION,
-    LabelledScene,
-    class_shares,
-)
-from geodeploy.train.losses import build_loss
+from geodeploy.train.data import TRAINING, VALIDATION, LabelledScene
+from geodeploy.train.goals import goal_of
 from geodeploy.train.method_options import Full
 from geodeploy.train.methods import layer_rates
 from geodeploy.train.model import TunedModel
@@ -130,8 +125,8 @@ def fit(
                     _line(history[-1], steps, step * training.windows / busy),
                 )
                 if validates:
-                    rates.note(history[-1].miou)
-                if not best_state or not validates or history[-1].miou > history[best].miou:
+                    rates.note(history[-1].quality)
+                if not best_state or not validates or history[-1].quality > history[best].quality:
                     best, best_state = len(history) - 1, tuned_state(model)
                 if checkpoint is not None:
                     facts, tensors = learner.state()
@@ -207,18 +202,14 @@ class Learner:
         self._clip = training.clip
         self._optimizer = self._accelerator.prepare(build_optimizer(model, recipe))
         self._ranks = allocate_ranks(model.backbone, recipe.method, steps)
-        self._loss = build_loss(
-            training,
-            class_shares(scenes, len(recipe.classes)),
-            distillation=recipe.distillation.weight,
-        )
+        self._loss = goal_of(recipe).loss(scenes, model)
         self.rates = Rates(training, steps, [group["lr"] for group in self._optimizer.param_groups])
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Logits (B, K, H, W) in float32."""
+        """The model's outputs (B, K, H, W) in float32."""
         with self._accelerator.autocast():
-            logits: Tensor = self._model(pixels.to(self._accelerator.device))
-        return logits.float()
+            outputs: Tensor = self._model(pixels.to(self._accelerator.device))
+        return outputs.float()
 
     def learn(self, batches: Sequence[Batch], step: int) -> float:
         """Take one step, which counts from 1, by the mean of the batches' losses; that mean.
@@ -247,7 +238,7 @@ class Learner:
         device = self._accelerator.device
         return self._loss(
             self.forward(batch.pixels),
-            batch.codes.to(device),
+            batch.labels.to(device),
             None if batch.taught is None else batch.taught.to(device),
         )
 
@@ -361,10 +352,10 @@ class Rates:
         climb = min(step / self._training.warmup, 1.0) if self._training.warmup else 1.0
         return [rate * climb * factor for rate in self._highest]
 
-    def note(self, miou: float) -> None:
-        """Take in the mean IoU of one validation."""
-        if miou > self._best:
-            self._best, self.stale = miou, 0
+    def note(self, quality: float) -> None:
+        """Take in what one validation found, the greater the better."""
+        if quality > self._best:
+            self._best, self.stale = quality, 0
             return
         self.stale += 1
         if self.stale % self._training.plateau_patience == 0:
@@ -393,7 +384,7 @@ SCHEDULES: dict[str, Callable[[float, int], float]] = {"cosine": _cosine, "plate
 
 
 def _line(found: Checkup, steps: int, images_per_s: float) -> str:
-    score = "" if found.scores is None else f", validation mIoU {found.miou:.3f}"
+    score = "" if found.scores is None else f", validation {found.scores.headline}"
     return f"step {found.step} of {steps}: loss {found.loss:.3f}{score}, {images_per_s:.1f} images/s"
 
 
@@ -415,13 +406,13 @@ def _validate(
     scenes: Sequence[LabelledScene],
     recipe: Recipe,
     mean: NDArray[np.float32],
-) -> Scores:
+) -> AnyScores:
     model.eval()
     with torch.inference_mode():
         return validate(
             forward,
             scenes,
-            recipe.classes,
+            goal_of(recipe),
             tile=recipe.model.tile,
             overlap=recipe.model.overlap,
             batch=recipe.training.batch,
@@ -440,9 +431,8 @@ def _finite(loss: float, step: int) -> float:
 
 def _facts(losses: list[float], history: list[Checkup], images_per_s: float) -> dict[str, str]:
     scores = history[-1].scores if history else None
-    miou = scores.miou if scores else None
     return {
         "loss": f"{np.mean(losses[-10:]):.3f}",
-        "mIoU": "-" if miou is None else f"{miou:.3f}",
+        "validation": scores.headline if scores else "-",
         "images/s": f"{images_per_s:.1f}",
     }

@@ -1,6 +1,9 @@
-"""What training makes small, over the labelled pixels: cross-entropy, Dice, focal and Lovasz loss."""
+"""What training makes small, over the labelled pixels.
 
-# B batch, K class, H row, W column
+Of classes cross-entropy, Dice, focal and Lovasz loss; of quantities squared, absolute and Huber loss.
+"""
+
+# B batch, K class, T target, H row, W column
 
 from collections.abc import Callable, Sequence
 
@@ -48,6 +51,32 @@ def build_loss(training: Training, shares: NDArray[np.float64], *, distillation:
         if taught_BKHW is not None:
             total = total + distillation * taught_entropy(logits_BKHW, taught_BKHW)
         return total
+
+    return loss
+
+
+def build_value_loss(training: Training, std: Tensor) -> Loss:
+    """The recipe's weighted sum of losses, of quantities and labels (B, T, H, W), NaN where none is.
+
+    Errors are divided by ``std`` (T, 1, 1), so that targets of all units weigh alike. Each target's is
+    the mean over its labels, 0, not NaN, where there are none; the loss is the mean over the targets.
+    """
+
+    def loss(found_BTHW: Tensor, labels_BTHW: Tensor, taught: Tensor | None = None) -> Tensor:
+        known_BTHW = torch.isfinite(labels_BTHW)
+        # Not a product with 0: the gradient of NaN is NaN all the same.
+        errors_BTHW = (found_BTHW - torch.where(known_BTHW, labels_BTHW, 0.0)) / std.to(
+            labels_BTHW.device
+        )
+        errors_BTHW = torch.where(known_BTHW, errors_BTHW, 0.0)
+        each_BTHW = training.mse * errors_BTHW**2 + training.mae * errors_BTHW.abs()
+        if training.huber:
+            zero = torch.zeros_like(errors_BTHW)
+            each_BTHW = each_BTHW + training.huber * functional.huber_loss(
+                errors_BTHW, zero, reduction="none"
+            )
+        labels_T = known_BTHW.sum(dim=(0, 2, 3)).clamp(min=1)
+        return (each_BTHW.sum(dim=(0, 2, 3)) / labels_T).mean()
 
     return loss
 

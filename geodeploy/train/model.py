@@ -1,4 +1,4 @@
-"""The network that is tuned: pixels in the spec's units in, one score a class and pixel out."""
+"""The network that is tuned: pixels in the spec's units in, logits of classes or quantities out."""
 
 # B batch, C band, K class, H row, W column
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from geodeploy.errors import RecipeError
+from geodeploy.spec import Target
 from geodeploy.train.backbone import Backbone, Taps
 from geodeploy.train.decoder import FcnDecoder, LinearDecoder, PyramidDecoder, UnetDecoder
 from geodeploy.train.dpt import DptDecoder
@@ -29,6 +30,10 @@ class TunedModel(nn.Module):
     mean: Tensor
     """(C, 1, 1), in the spec's units."""
     std: Tensor
+    value_mean: Tensor | None
+    """(T, 1, 1), what 0 of the decoder stands for in the target's unit; None where it gives logits."""
+    value_std: Tensor | None
+    """What 1 is more."""
 
     def __init__(
         self,
@@ -39,17 +44,24 @@ class TunedModel(nn.Module):
         mean: Sequence[float],
         std: Sequence[float],
         scaling: Literal["zscore", "log"],
+        targets: Sequence[Target] = (),
     ) -> None:
         super().__init__()
         self.backbone: Any = backbone
         self.decoder = decoder
         self.taps = taps
         self.scaling = scaling
-        self.register_buffer("mean", torch.tensor(mean).reshape(-1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).reshape(-1, 1, 1))
+        self.register_buffer("mean", torch.zeros(len(mean), 1, 1))
+        self.register_buffer("std", torch.ones(len(std), 1, 1))
+        self.register_buffer("value_mean", torch.zeros(len(targets), 1, 1) if targets else None)
+        self.register_buffer("value_std", torch.ones(len(targets), 1, 1) if targets else None)
+        self.set_statistics(mean, std, targets)
 
     def forward(self, pixels_BCHW: Tensor) -> Tensor:
-        """Logits (B, K, tile, tile) of tiles (B, C, tile, tile), finite and in the spec's units."""
+        """Logits, or quantities in their units, (B, K, tile, tile) of tiles (B, C, tile, tile).
+
+        The pixels are finite and in the spec's units.
+        """
         scaled_BCHW = self.normalise(pixels_BCHW)
         maps = self.backbone.forward_intermediates(
             scaled_BCHW,
@@ -58,8 +70,10 @@ class TunedModel(nn.Module):
             intermediates_only=True,
             stop_early=True,
         )
-        logits: Tensor = self.decoder(maps, scaled_BCHW)
-        return logits
+        outputs: Tensor = self.decoder(maps, scaled_BCHW)
+        if self.value_mean is None or self.value_std is None:
+            return outputs
+        return outputs * self.value_std + self.value_mean
 
     def normalise(self, pixels_BCHW: Tensor) -> Tensor:
         """Numbers around zero, in the manner the spec calls ``scaling``."""
@@ -68,10 +82,18 @@ class TunedModel(nn.Module):
             return torch.log(torch.maximum(pixels_BCHW, self.mean / 50) / self.mean)
         return (pixels_BCHW - self.mean) / self.std
 
-    def set_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Normalise by these from now on: one number a band each, in the spec's units."""
-        self.mean.copy_(torch.tensor(mean).reshape(-1, 1, 1))
-        self.std.copy_(torch.tensor(std).reshape(-1, 1, 1))
+    def set_statistics(
+        self, mean: Sequence[float], std: Sequence[float], targets: Sequence[Target] = ()
+    ) -> None:
+        """Normalise by these from now on: one number a band each, in the spec's units.
+
+        ``targets`` are those that the model was made for, with mean and deviation.
+        """
+        self.mean.copy_(_column(mean))
+        self.std.copy_(_column(std))
+        if self.value_mean is not None and self.value_std is not None:
+            self.value_mean.copy_(_column([target.mean or 0.0 for target in targets]))
+            self.value_std.copy_(_column([target.std or 1.0 for target in targets]))
 
     def train(self, mode: bool = True) -> Self:
         """As in torch, but a normalisation of the backbone that is not tuned keeps its statistics."""
@@ -86,10 +108,21 @@ class TunedModel(nn.Module):
         return count_parameters(self.backbone, self.decoder)
 
 
+def _column(values: Sequence[float]) -> Tensor:
+    return torch.tensor(values).reshape(-1, 1, 1)
+
+
 def assemble(
-    recipe: Recipe, backbone: Backbone, *, mean: Sequence[float], std: Sequence[float]
+    recipe: Recipe,
+    backbone: Backbone,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    targets: Sequence[Target] = (),
 ) -> TunedModel:
     """The network of ``recipe`` around ``backbone``, ready to be tuned by the recipe's method.
+
+    ``targets`` are those of a regression, with mean and deviation.
 
     Raises:
         RecipeError: the method, the decoder or ``training.checkpointing`` does not fit the backbone.
@@ -103,6 +136,7 @@ def assemble(
         mean=mean,
         std=std,
         scaling=recipe.model.scaling,
+        targets=targets,
     )
 
 
@@ -121,7 +155,7 @@ def build_decoder(recipe: Recipe, taps: Taps) -> nn.Module:
     Raises:
         RecipeError: ``model.decoder_channels`` has not one number a level.
     """
-    classes, model = len(recipe.classes), recipe.model
+    classes, model = len(recipe.outputs), recipe.model
     if model.decoder == "linear":
         return LinearDecoder(taps.widths[-1], classes, model.tile)
     channels = model.decoder_channels

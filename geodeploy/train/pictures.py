@@ -1,9 +1,10 @@
 """Pictures of a training: its curves, and predictions beside labels."""
 
-# C band, H row, W column
+# C band, T target, H row, W column
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.colors import to_rgb
@@ -13,8 +14,9 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from geodeploy.labels import IGNORED
-from geodeploy.pictures import add_legend, coloured, true_colour
-from geodeploy.spec import NODATA, ModelSpec, SegmentationClass
+from geodeploy.pictures import NO_CLASS_COLOR, add_legend, coloured, true_colour
+from geodeploy.scores import RegressionScores, Scores
+from geodeploy.spec import NODATA, ModelSpec, SegmentationClass, default_color
 from geodeploy.train.validation import Checkup
 
 SHOWN = 24
@@ -48,30 +50,47 @@ def draw_curves(
     )
     left.set(xlabel="step", ylabel="training loss")
     left.legend(frameon=False)
-    scored = [check for check in history if check.scores is not None]
+    scored = [(check.step, check.scores) for check in history if check.scores is not None]
+    if scored:
+        steps = np.array([step for step, _ in scored])
+        found = [scores for _, scores in scored]
+        if spec.classes:
+            _draw_ious(right, steps, [scores for scores in found if isinstance(scores, Scores)], spec)
+        else:
+            _draw_errors(
+                right, steps, [scores for scores in found if isinstance(scores, RegressionScores)], spec
+            )
+        right.axvline(best, color="#bbbbbb", linestyle=":", label="kept")
+        right.legend(frameon=False, fontsize="small")
+    else:
+        right.text(0.5, 0.5, "no validation pixels", ha="center", transform=right.transAxes)
+    right.set(xlabel="step")
+    figure.savefig(path, dpi=110)
+
+
+def _draw_ious(axis: Any, steps: NDArray[np.int64], scores: Sequence[Scores], spec: ModelSpec) -> None:
     for position, item in enumerate(spec.classes):
-        right.plot(
-            [check.step for check in scored],
-            [_iou(check, position) for check in scored],
+        axis.plot(
+            steps,
+            [_number(found.classes[position].iou) for found in scores],
             color=item.color,
             linewidth=1.2,
             path_effects=[withStroke(linewidth=2.6, foreground="#555555")] if _is_light(item) else [],
             label=item.name,
         )
-    if scored:
-        right.plot(
-            [check.step for check in scored],
-            [check.miou for check in scored],
-            color="black",
-            linewidth=2,
-            label="mean",
-        )
-        right.axvline(best, color="#bbbbbb", linestyle=":", label="kept")
-        right.legend(frameon=False, fontsize="small")
-    else:
-        right.text(0.5, 0.5, "no validation pixels", ha="center", transform=right.transAxes)
-    right.set(xlabel="step", ylabel="validation IoU", ylim=(0, 1))
-    figure.savefig(path, dpi=110)
+    axis.plot(
+        steps, [_number(found.miou) for found in scores], color="black", linewidth=2, label="mean"
+    )
+    axis.set(ylabel="validation IoU", ylim=(0, 1))
+
+
+def _draw_errors(
+    axis: Any, steps: NDArray[np.int64], scores: Sequence[RegressionScores], spec: ModelSpec
+) -> None:
+    for position, target in enumerate(spec.targets):
+        errors = [_number(found.targets[position].relative_rmse) for found in scores]
+        axis.plot(steps, errors, color=default_color(position), linewidth=2, label=target.name)
+    axis.set(ylabel="validation RMSE, in standard deviations of the labels", ylim=(0, None))
 
 
 def draw_predictions(
@@ -103,6 +122,40 @@ def draw_predictions(
         axis.set_title(title)
     names = [item.name for item in spec.classes]
     add_legend(figure, spec.classes, names, other="no label" if (labels == IGNORED).any() else None)
+    figure.savefig(path, dpi=90)
+
+
+def draw_values(
+    path: Path,
+    pixels: NDArray[np.float32],
+    labels: NDArray[np.float32],
+    predicted: NDArray[np.float32],
+    spec: ModelSpec,
+) -> None:
+    """Write tiles (N, C, H, W) in true colour, labels (N, T, H, W) and what was predicted, as PNG.
+
+    A row for each tile and target; one target has one scale of colours in all of them.
+    """
+    count = len(pixels)
+    rows = count * len(spec.targets)
+    figure = Figure(figsize=(9.6, 2.8 * rows + 0.5), layout="constrained")
+    axes = figure.subplots(rows, 3, squeeze=False)
+    stacked = np.concatenate(pixels, axis=1)
+    shown = true_colour(stacked, spec.band_names, np.ones(stacked.shape[1:], bool))
+    for place, target in enumerate(spec.targets):
+        known = labels[:, place][np.isfinite(labels[:, place])]
+        low, high = np.percentile(known, [1, 99]) if known.size else (0.0, 1.0)
+        lines = axes[place * count : (place + 1) * count]
+        for number, (line, true) in enumerate(zip(lines, np.split(shown, count), strict=True)):
+            line[0].imshow(true, interpolation="nearest")
+            for axis, values in zip(line[1:], (labels, predicted), strict=True):
+                drawn = axis.imshow(values[number, place], vmin=low, vmax=high, interpolation="nearest")
+                axis.set_facecolor(NO_CLASS_COLOR)
+            for axis in line:
+                axis.set(xticks=[], yticks=[])
+        figure.colorbar(drawn, ax=lines[:, 2], label=str(target), extend="both")
+    for axis, title in zip(axes[0], ("true colour", "labels", "prediction"), strict=True):
+        axis.set_title(title)
     figure.savefig(path, dpi=90)
 
 
@@ -138,9 +191,8 @@ def draw_split(
     figure.savefig(path, dpi=90)
 
 
-def _iou(check: Checkup, position: int) -> float:
-    found = check.scores.classes[position].iou if check.scores else None
-    return float("nan") if found is None else found
+def _number(score: float | None) -> float:
+    return float("nan") if score is None else score
 
 
 def _is_light(item: SegmentationClass) -> bool:

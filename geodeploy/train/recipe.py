@@ -23,7 +23,7 @@ from pydantic import (
 
 from geodeploy.bands import WAVELENGTH_UM
 from geodeploy.errors import RecipeError
-from geodeploy.spec import Range, SegmentationClass
+from geodeploy.spec import Classes, Range, Target, Task
 from geodeploy.train.method_options import Lora, Method, keep_known
 from geodeploy.train.method_options import Table as _Table
 
@@ -38,6 +38,24 @@ _OF_ONE_WIDTH = ("upernet", "dpt")
 """Decoders with the same number of channels in all levels."""
 
 
+_OF_TASK: dict[Task, tuple[str, ...]] = {
+    "segmentation": (
+        "classes",
+        "data.vectors",
+        "training.cross_entropy",
+        "training.dice",
+        "training.focal",
+        "training.lovasz",
+        "training.class_weights",
+        "augmentation.clouds.cloud",
+        "augmentation.clouds.shadow",
+        "augmentation.clouds.unshaded",
+        "distillation",
+    ),
+    "regression": ("targets", "training.mse", "training.mae", "training.huber"),
+}
+"""Keys that mean something for one task alone."""
+
 Split = Literal["train", "validation", "blocks", "test"]
 
 
@@ -47,7 +65,8 @@ class Scene(_Table):
     image: Path
     """Relative to the data's root."""
     labels: Path | None = None
-    """A raster of one band on the image's grid, or polygons or points in any CRS (``data.vectors``);
+    """A raster of one band, or of a band for each target, on the image's grid; of classes also polygons
+    or points in any CRS (``data.vectors``);
     relative to the data's ``label_root``, or to its root where they are not there. A scene
     without is learned from by distillation alone."""
     bands: tuple[str, ...] | None = None
@@ -301,7 +320,8 @@ class Training(_Table):
     """Steps from one validation to the next; None validates eight times."""
     balanced_windows: Share | None = None
     """Share of the windows that are drawn around a pixel of a class, each class as often as another,
-    for classes that are rare; None draws all blindly."""
+    for classes that are rare; of a regression, of each fourth of the first target's range. None draws
+    all blindly."""
     batch: PositiveInt = 4
     """Windows that go through the network together."""
     accumulate: PositiveInt = 1
@@ -317,14 +337,22 @@ class Training(_Table):
     weight_decay: NonNegativeFloat = 0.01
     schedule: Literal["cosine", "plateau"] = "cosine"
     """``cosine`` falls to zero at the last step; ``plateau`` halves after ``plateau_patience``
-    validations without a better mean IoU."""
+    validations without a better score: mean IoU, or RMSE."""
     plateau_patience: PositiveInt = 2
     warmup: NonNegativeInt = 20
     """Steps over which the learning rate climbs."""
     patience: PositiveInt | None = None
-    """Validations without a better mean IoU after which training stops; None never stops early."""
+    """Validations without a better score after which training stops; None never stops early."""
     clip: PositiveFloat = 1.0
     """Largest norm of the gradient."""
+    mse: NonNegativeFloat = 1.0
+    """Weight of the mean squared error, of a regression; all its errors are counted in standard
+    deviations of the training labels."""
+    mae: NonNegativeFloat = 0.0
+    """Weight of the mean absolute error."""
+    huber: NonNegativeFloat = 0.0
+    """Weight of the Huber loss: squared up to an error of one, absolute beyond, for labels with gross
+    errors."""
     cross_entropy: NonNegativeFloat = 1.0
     """Weight of this loss."""
     dice: NonNegativeFloat = 1.0
@@ -346,6 +374,8 @@ class Training(_Table):
             raise ValueError("give one of steps and epochs")
         if self.cross_entropy + self.dice + self.focal + self.lovasz == 0:
             raise ValueError("cross_entropy, dice, focal and lovasz are all 0: nothing to learn from")
+        if self.mse + self.mae + self.huber == 0:
+            raise ValueError("mse, mae and huber are all 0: nothing to learn from")
         return self
 
     @property
@@ -419,14 +449,51 @@ class Recipe(_Table):
     """Of the tuned weights."""
     trained_on: str = ""
     """Origin of the data, for the model card."""
+    task: Task = "segmentation"
+    """Classes of pixels, or quantities at each."""
     data: Data
-    classes: Annotated[tuple[SegmentationClass, ...], Field(min_length=2)]
+    classes: Classes = ()
+    """Of a segmentation, which must have them."""
+    targets: tuple[Target, ...] = ()
+    """Of a regression, which must have them: bands of the label raster, by their names or in order.
+    Mean and standard deviation are computed where they are not given."""
     model: Model = Model()
     method: Method = Lora()
     """How the backbone is tuned. The decoder, and a patch embedding for new bands, always are."""
     training: Training
     augmentation: Augmentation = Augmentation()
     distillation: Distillation = Distillation()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_one_task(cls, document: Any) -> Any:
+        task = document.get("task", "segmentation") if isinstance(document, dict) else None
+        for other, keys in _OF_TASK.items():
+            for key in keys if task in _OF_TASK and other != task else ():
+                if _holds(document, key):
+                    raise ValueError(f'{key} is for task "{other}", and this is "{task}": leave it out')
+        return document
+
+    @property
+    def outputs(self) -> list[str]:
+        """The names of what the model is to give for each pixel, in its order."""
+        return [item.name for item in self.classes] or [item.name for item in self.targets]
+
+    @property
+    def groups(self) -> int:
+        """Of labels, which splits and draws look at: the classes, or fourths of a quantity's range."""
+        return len(self.classes) or 4
+
+    @model_validator(mode="after")
+    def _has_outputs(self) -> Self:
+        if not self.outputs:
+            raise ValueError(f"{_OF_TASK[self.task][0]} is missing")
+        if len(set(self.outputs)) != len(self.outputs) and self.targets:
+            raise ValueError(f"target names must differ, found {self.outputs}")
+        vector = [str(scene.labels) for scene in self.data.scene if is_vector(scene.labels)]
+        if self.targets and vector:
+            raise ValueError(f"{vector[0]}: labels of a regression are rasters")
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -463,9 +530,17 @@ class Recipe(_Table):
         return self
 
 
-def is_vector(labels: Path) -> bool:
+def _holds(table: Any, key: str) -> bool:
+    """Whether the dotted ``key`` is in a ``table`` of tables."""
+    first, _, rest = key.partition(".")
+    if not isinstance(table, dict) or first not in table:
+        return False
+    return _holds(table[first], rest) if rest else True
+
+
+def is_vector(labels: Path | None) -> bool:
     """Whether ``labels`` are polygons or points."""
-    return labels.suffix.lower() in VECTORS
+    return labels is not None and labels.suffix.lower() in VECTORS
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -499,7 +574,15 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def recipe_text(recipe: Recipe) -> str:
     """TOML that `load_recipe` reads back as the same recipe, defaults written out."""
-    return "\n".join(_toml_lines(recipe.model_dump(mode="json", exclude_none=True), "")) + "\n"
+    document = recipe.model_dump(mode="json", exclude_none=True)
+    for task, keys in _OF_TASK.items():
+        for key in keys if task != recipe.task else ():
+            *parents, last = key.split(".")
+            table = document
+            for parent in parents:
+                table = table[parent]
+            table.pop(last, None)
+    return "\n".join(_toml_lines(document, "")) + "\n"
 
 
 def _absolute(recipe: Recipe, folder: Path) -> Recipe:

@@ -47,8 +47,9 @@ class RealTiles:
 
     pixels: NDArray[np.float32]
     """(N, C, tile, tile) in the spec's units, invalid pixels filled with the bands' means."""
-    labels: NDArray[np.uint8]
-    """(N, tile, tile): class values as in maps, 255 where there is no label."""
+    labels: NDArray[Any]
+    """(N, tile, tile) bytes: class values as in maps, 255 where there is no label; or of a regression
+    (N, T, tile, tile) float32: quantities in their units, NaN there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +118,14 @@ def save_recipe(folder: Path, recipe: Recipe) -> None:
 
 def save_tiles(folder: Path, tiles: Sequence[LabelledTile], spec: ModelSpec) -> None:
     """Write as many of ``tiles`` as fit, the first ones first."""
-    values = np.full(256, NODATA, np.uint8)
-    values[: len(spec.classes)] = spec.class_values
-    labels = values[np.stack([item.codes for item in tiles])]
-    assert values[IGNORED] == NODATA
+    labels: NDArray[Any]
+    if spec.targets:
+        labels = np.stack([item.values for item in tiles if item.values is not None])
+    else:
+        values = np.full(256, NODATA, np.uint8)
+        values[: len(spec.classes)] = spec.class_values
+        labels = values[np.stack([item.codes for item in tiles])]
+        assert values[IGNORED] == NODATA
     pixels = _shorten(np.stack([item.pixels for item in tiles]))
     kept = len(tiles)
     while True:
@@ -154,6 +159,7 @@ def load_run(path: Path) -> Run:
         mean=[band.mean for band in spec.bands],
         std=[band.std for band in spec.bands],
         scaling=spec.scaling,
+        targets=spec.targets,
     )
     needed = {name for name in model.state_dict() if not name.startswith(_BACKBONE_PREFIX)}
     _load(model, path / HEAD, needed)
@@ -187,6 +193,7 @@ def _check_same_task(path: Path, spec: ModelSpec, recipe: Recipe) -> None:
     for what, described, trained in (
         ("bands", spec.band_names, list(recipe.data.bands)),
         ("classes", spec.class_values, [item.value for item in recipe.classes]),
+        ("outputs", spec.outputs, recipe.outputs),
         ("tile", spec.tile, recipe.model.tile),
     ):
         if described != trained:
@@ -295,16 +302,14 @@ def _read_tiles(file: Path, spec: ModelSpec) -> RealTiles:
             f"{file} cannot be read ({first_line(error)}). Train again, or restore it."
         ) from error
     side = spec.tile
-    if pixels.shape[1:] != (len(spec.bands), side, side) or labels.shape != (
-        len(pixels),
-        side,
-        side,
-    ):
+    planes = (len(spec.targets),) if spec.targets else ()
+    needed = (len(pixels), *planes, side, side)
+    if pixels.shape[1:] != (len(spec.bands), side, side) or labels.shape != needed:
         raise ModelError(
             f"{file} holds pixels {pixels.shape} and labels {labels.shape}; {len(spec.bands)} bands "
             f"and tiles of {side} are needed. Restore it."
         )
-    return RealTiles(pixels.astype(np.float32), labels.astype(np.uint8))
+    return RealTiles(pixels.astype(np.float32), labels.astype(np.float32 if spec.targets else np.uint8))
 
 
 def _shorten(pixels: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -37,6 +37,8 @@ def check_teachers(recipe: Recipe) -> None:
         RecipeError: a teacher has other bands, units or classes than the recipe.
         ModelError, SpecError: a teacher cannot be loaded.
     """
+    if recipe.distillation.teachers and not recipe.classes:
+        raise RecipeError('Distillation is for task "segmentation": a regression has no teachers.')
     for teacher in recipe.distillation.teachers:
         with _open_teacher(teacher, recipe):
             pass

@@ -7,15 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from geodeploy.errors import RecipeError
 from geodeploy.labels import IGNORED
-from geodeploy.scores import Scores
+from geodeploy.scores import AnyScores
 from geodeploy.spec import Backbone as BackboneSpec
-from geodeploy.spec import Band, ModelSpec
+from geodeploy.spec import Band, ModelSpec, Target
 from geodeploy.spec import Method as MethodSpec
 from geodeploy.train.adapters import as_plain_lora, initialise, state_of
 from geodeploy.train.augment import training_batches
@@ -27,15 +26,17 @@ from geodeploy.train.data import (
     check_folder,
     check_scaling,
     compute_statistics,
+    compute_targets,
     open_scenes,
     sample_tiles,
 )
+from geodeploy.train.goals import goal_of
 from geodeploy.train.leaks import check_leaks
 from geodeploy.train.loop import Fit, check_training, fit
 from geodeploy.train.method_options import Adapter
 from geodeploy.train.methods import ParameterCounts
 from geodeploy.train.model import TunedModel, assemble
-from geodeploy.train.pictures import SHOWN, draw_curves, draw_predictions, draw_split
+from geodeploy.train.pictures import SHOWN, draw_curves, draw_predictions, draw_split, draw_values
 from geodeploy.train.recipe import Recipe, Statistics, load_recipe
 from geodeploy.train.run import (
     SPEC,
@@ -60,9 +61,9 @@ class Metrics(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    scores: Scores | None
+    scores: AnyScores | None
     """Of the weights kept, on the validation area; None without one."""
-    held_out: dict[str, Scores] = {}
+    held_out: dict[str, AnyScores] = {}
     """Of the weights kept, on each region with ``split = "test"``: nothing was chosen by them."""
     best_step: int
     steps: int
@@ -154,14 +155,15 @@ def tune_recipe(
     start = _copy_start(recipe, backbone)
     bands = len(recipe.data.bands)
     # What the pixels are normalised by is known once they are read, which may take an hour.
-    model = assemble(recipe, backbone, mean=[0.0] * bands, std=[1.0] * bands)
+    model = assemble(recipe, backbone, mean=[0.0] * bands, std=[1.0] * bands, targets=recipe.targets)
     check_training(model, recipe)
     with open_scenes(recipe) as scenes:
         check_leaks(scenes)
         statistics = recipe.data.statistics or compute_statistics(scenes, bands)
         check_scaling(recipe, statistics)
+        targets = compute_targets(scenes, recipe.targets)
         seen = compute_seen(scenes, bands)
-        model.set_statistics(statistics.mean, statistics.std)
+        model.set_statistics(statistics.mean, statistics.std, targets)
         taught = teach(scenes, recipe, progress=progress) if recipe.distillation.teachers else scenes
         mean = np.array(statistics.mean, np.float32)
         if isinstance(recipe.method, Adapter):
@@ -176,7 +178,7 @@ def tune_recipe(
             model.backbone = as_plain_lora(model.backbone, recipe.method, start, initial)
         tiles = sample_tiles(scenes, recipe, mean, _TILES)
         areas = [(scene.raster.name, scene.part, scene.codes != IGNORED) for scene in scenes[:SHOWN]]
-    spec = describe(recipe, statistics, seen, backbone)
+    spec = describe(recipe, statistics, targets, seen, backbone)
     metrics = _measure(result, counts, recipe, held_out)
     with new_run(output) as folder:
         save_weights(folder, model, recipe, start)
@@ -186,7 +188,7 @@ def tune_recipe(
         (folder / "metrics.json").write_text(metrics.model_dump_json(indent=1) + "\n")
         draw_curves(folder / "curves.png", result.losses, result.history, result.best.step, spec)
         draw_split(folder / "split.png", areas, of=len(scenes))
-        _draw_tiles(folder / "predictions.png", model, tiles, spec)
+        _draw_tiles(folder / "predictions.png", model, tiles, spec, recipe)
         card = model_card(
             spec,
             recipe,
@@ -205,6 +207,7 @@ def tune_recipe(
 def describe(
     recipe: Recipe,
     statistics: Statistics,
+    targets: Sequence[Target],
     seen: Sequence[tuple[float, float] | None],
     backbone: Backbone,
 ) -> ModelSpec:
@@ -224,7 +227,10 @@ def describe(
         tile=recipe.model.tile,
         overlap=recipe.model.overlap,
         gsd_m=data.gsd_m,
+        task=recipe.task,
+        output="values" if targets else "logits",
         classes=recipe.classes,
+        targets=tuple(targets),
         ignore=data.ignore,
         scaling=recipe.model.scaling,
         backbone=BackboneSpec(
@@ -251,7 +257,7 @@ def _copy_start(recipe: Recipe, backbone: Backbone) -> dict[str, Tensor]:
 
 
 def _measure(
-    result: Fit, counts: ParameterCounts, recipe: Recipe, held_out: dict[str, Scores]
+    result: Fit, counts: ParameterCounts, recipe: Recipe, held_out: dict[str, AnyScores]
 ) -> Metrics:
     return Metrics(
         scores=result.best.scores,
@@ -271,16 +277,17 @@ def _measure(
     )
 
 
-def _draw_tiles(path: Path, model: TunedModel, tiles: Sequence[LabelledTile], spec: ModelSpec) -> None:
+def _draw_tiles(
+    path: Path, model: TunedModel, tiles: Sequence[LabelledTile], spec: ModelSpec, recipe: Recipe
+) -> None:
     # Those with most labels: there is most to compare.
     shown = sorted(tiles, key=lambda item: int((item.codes == IGNORED).sum()))[:_TILES_SHOWN]
     pixels = np.stack([item.pixels for item in shown])
-    labels = np.stack([item.codes for item in shown])
-    draw_predictions(path, pixels, labels, _classify(model, pixels), spec)
-
-
-def _classify(model: TunedModel, pixels: NDArray[np.float32]) -> NDArray[np.uint8]:
+    goal = goal_of(recipe)
+    labels = np.stack([goal.labels(item) for item in shown])
     with torch.inference_mode():
-        positions = model(torch.from_numpy(pixels)).argmax(dim=1)
-    classified: NDArray[np.uint8] = positions.to(torch.uint8).numpy()
-    return classified
+        answers = goal.answers(model(torch.from_numpy(pixels)))
+    if spec.targets:
+        draw_values(path, pixels, labels, answers, spec)
+    else:
+        draw_predictions(path, pixels, labels[:, 0], answers[:, 0], spec)

@@ -2,7 +2,9 @@
 
 # B batch, C band, K class, H row, W column
 
+import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,9 +12,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from geodeploy.labels import IGNORED
-from geodeploy.scores import Scores, confusion_matrix
-from geodeploy.spec import SegmentationClass
+from geodeploy.scores import AnyScores
 from geodeploy.train.data import (
     TEST,
     VALIDATION,
@@ -21,6 +21,7 @@ from geodeploy.train.data import (
     labelled_places,
     read_tile,
 )
+from geodeploy.train.goals import Goal, goal_of
 from geodeploy.train.recipe import Recipe
 
 
@@ -33,52 +34,48 @@ class Checkup(BaseModel):
     loss: float
     """Mean of the training loss since the last one."""
     lr: float
-    scores: Scores | None
+    scores: AnyScores | None
     """None in a run without validation pixels."""
 
     @property
-    def miou(self) -> float:
-        """For comparisons: below every real one where there is none."""
-        found = self.scores.miou if self.scores else None
-        return -1.0 if found is None else found
+    def quality(self) -> float:
+        """For comparisons: below every real one where there are no scores."""
+        return self.scores.quality if self.scores else -math.inf
 
 
 def validate(
     forward: Callable[[Tensor], Tensor],
     scenes: Sequence[LabelledScene],
-    classes: Sequence[SegmentationClass],
+    goal: Goal,
     *,
     tile: int,
     overlap: int,
     batch: int,
     mean: NDArray[np.float32],
     part: int = VALIDATION,
-) -> Scores:
-    """The scores of ``forward`` over one ``part`` of all scenes, in one confusion matrix.
+) -> AnyScores:
+    """The scores of ``forward`` over one ``part`` of all scenes, each pixel counted once.
 
     Tiles stand at the grid's places and are cut in the middle of their overlap, without blending: quick
     to run, and close below what predict reaches.
     """
-    counts = np.zeros((len(classes), len(classes)), np.int64)
-    scored = 0
+    count = goal.count()
     for scene in scenes:
-        predicted = np.full(scene.codes.shape, IGNORED, np.uint8)
-        codes = np.full(scene.codes.shape, IGNORED, np.uint8)
+        shape = (goal.planes, *scene.codes.shape)
+        found, labels = (np.full(shape, goal.absent, goal.dtype) for _ in range(2))
         places = labelled_places(scene, tile, overlap, part=part)
         tiles = (read_tile(scene, place, tile, mean, part=part) for place in places)
         for group in _batched(tiles, batch):
             pixels_BCHW = torch.from_numpy(np.stack([item.pixels for item in group]))
-            positions_BHW = forward(pixels_BCHW).argmax(dim=1).to(torch.uint8).cpu().numpy()
-            for item, positions_HW in zip(group, positions_BHW, strict=True):
-                _keep_inner(predicted, positions_HW, item, overlap)
-                _keep_inner(codes, item.codes, item, overlap)
-        for row in range(0, len(codes), tile):  # counting takes many times the bytes of what it counts
-            truth, guess = codes[row : row + tile], predicted[row : row + tile]
-            known = truth != IGNORED
-            scored += int(known.sum())
-            counts += confusion_matrix(truth[known], guess[known], len(classes))
-    area = sum(int((scene.part == part).sum()) for scene in scenes)
-    return Scores.from_confusion(counts, classes, ignored=area - scored)
+            answers_BPHW = goal.answers(forward(pixels_BCHW))
+            for item, answers_PHW in zip(group, answers_BPHW, strict=True):
+                _keep_inner(found, answers_PHW, item, overlap)
+                _keep_inner(labels, goal.labels(item), item, overlap)
+        for row in range(0, shape[1], tile):  # counting takes many times the bytes of what it counts
+            rows = np.s_[row : row + tile]
+            here = scene.part[rows] == part
+            count.add(labels[:, rows][:, here], found[:, rows][:, here])
+    return count.scores()
 
 
 def score_held_out(
@@ -88,7 +85,7 @@ def score_held_out(
     *,
     mean: NDArray[np.float32],
     device: str,
-) -> dict[str, Scores]:
+) -> dict[str, AnyScores]:
     """The scores of ``model`` on each region that is for the test, by its name; computed on ``device``.
 
     The model comes back on the CPU, in eval mode.
@@ -108,7 +105,7 @@ def score_held_out(
             region: validate(
                 forward,
                 members,
-                recipe.classes,
+                goal_of(recipe),
                 tile=recipe.model.tile,
                 overlap=recipe.model.overlap,
                 batch=recipe.training.batch,
@@ -121,15 +118,13 @@ def score_held_out(
     return found
 
 
-def _keep_inner(
-    canvas: NDArray[np.uint8], values: NDArray[np.uint8], item: LabelledTile, overlap: int
-) -> None:
-    """Write a tile's values, save those that an earlier tile knows better, onto ``canvas``."""
+def _keep_inner(canvas: NDArray[Any], values: NDArray[Any], item: LabelledTile, overlap: int) -> None:
+    """Write a tile's values (P, tile, tile) onto ``canvas``, save what an earlier one knows better."""
     rows, cols = item.place.rows, item.place.cols
     top = rows.begin + (overlap // 2 if rows.begin else 0)
     left = cols.begin + (overlap // 2 if cols.begin else 0)
-    canvas[top : rows.stop, left : cols.stop] = values[
-        top - rows.start : rows.stop - rows.start, left - cols.start : cols.stop - cols.start
+    canvas[:, top : rows.stop, left : cols.stop] = values[
+        :, top - rows.start : rows.stop - rows.start, left - cols.start : cols.stop - cols.start
     ]
 
 

@@ -109,7 +109,7 @@ def test_a_scene_smaller_than_the_tile_is_mirrored_as_predict_does(recipe_file: 
     with open_scenes(recipe) as scenes:
         batch = next(training_batches(scenes, recipe, MEAN))
         (needed,) = sample_tiles(scenes, recipe, MEAN, 2)
-    for pixels, codes in zip(batch.pixels.numpy(), batch.codes.numpy(), strict=True):
+    for pixels, codes in zip(batch.pixels.numpy(), batch.labels.numpy(), strict=True):
         np.testing.assert_array_equal(pixels, needed.pixels)
         np.testing.assert_array_equal(codes, needed.codes)
 
@@ -155,7 +155,7 @@ def test_the_same_seed_draws_the_same_batches(recipe_file: Path, seed: int, same
         first = list(islice(training_batches(scenes, recipe, MEAN), 2))
         again = list(islice(training_batches(scenes, other, MEAN), 2))
     assert same == all(
-        torch.equal(one.pixels, two.pixels) and torch.equal(one.codes, two.codes)
+        torch.equal(one.pixels, two.pixels) and torch.equal(one.labels, two.labels)
         for one, two in zip(first, again, strict=True)
     )
 
@@ -205,7 +205,7 @@ def test_balanced_windows_hold_each_class_alike_wherever_its_pixels_lie(
     def drawn_with(share: float) -> np.ndarray:
         recipe = load_recipe(recipe_file, [*options, f"training.balanced_windows={share}"])
         with open_scenes(recipe) as scenes:
-            return next(training_batches(scenes, recipe, MEAN)).codes.numpy()
+            return next(training_batches(scenes, recipe, MEAN)).labels.numpy()
 
     codes = np.concatenate([drawn_with(1.0), drawn_with(0.99)])
     holding = [(codes == position).any(axis=(1, 2)) for position in range(3)]

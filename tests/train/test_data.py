@@ -25,6 +25,7 @@ from geodeploy.train.data import (
     sample_tiles,
     split,
 )
+from geodeploy.train.goals import goal_of
 from geodeploy.train.recipe import Blocks, Scene, load_recipe
 from geodeploy.train.validation import validate
 
@@ -320,7 +321,7 @@ def test_validation_counts_every_labelled_pixel_once(recipe_file: Path, overlap:
         scores = validate(
             always_the_second,
             [scene],
-            recipe.classes,
+            goal_of(recipe),
             tile=32,
             overlap=overlap,
             batch=3,

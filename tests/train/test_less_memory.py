@@ -45,7 +45,7 @@ def test_a_step_over_two_batches_is_one_over_a_batch_of_twice_the_size(recipe_fi
     recipe = load_recipe(recipe_file, overrides)
 
     def labelled(batch: Batch, part: slice) -> Batch:
-        return Batch(batch.pixels[part], batch.codes[part].clamp(max=2), None, batch.sampler)
+        return Batch(batch.pixels[part], batch.labels[part].clamp(max=2), None, batch.sampler)
 
     whole, needed, once = first_step(recipe, lambda batch: [labelled(batch, slice(4))])
     halves = [slice(0, 2), slice(2, 4)]

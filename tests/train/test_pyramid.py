@@ -18,6 +18,7 @@ from geodeploy.train import train
 from geodeploy.train.backbone import build_backbone
 from geodeploy.train.data import open_scenes
 from geodeploy.train.decoder import PyramidDecoder
+from geodeploy.train.goals import goal_of
 from geodeploy.train.loop import fit
 from geodeploy.train.model import TunedModel, assemble
 from geodeploy.train.recipe import Model, Recipe, load_recipe
@@ -47,7 +48,7 @@ def rescored(run: Run) -> dict[str, object]:
         scores = validate(
             run.model,
             scenes,
-            run.recipe.classes,
+            goal_of(run.recipe),
             tile=run.spec.tile,
             overlap=run.spec.overlap,
             batch=2,

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from geodeploy.errors import ModelError, OutputError, RecipeError, WeightsError
 from geodeploy.spec import ModelSpec
 from geodeploy.train import train
+from geodeploy.train.goals import goal_of
 from geodeploy.train.recipe import load_recipe
 from geodeploy.train.run import Run, load_run, new_run
 
@@ -68,7 +69,7 @@ def test_the_weights_saved_are_those_that_validated_best(
         scores = validate(
             run.model,
             scenes,
-            run.recipe.classes,
+            goal_of(run.recipe),
             tile=32,
             overlap=8,
             batch=2,

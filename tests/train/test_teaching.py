@@ -282,7 +282,7 @@ def test_batches_hold_what_is_taught_only_with_teachers(recipe_file: Path, rule:
     assert batch.taught.shape == (2, 3, TILE, TILE)
     assert batch.taught.dtype == torch.float32
     assert torch.equal(plain.pixels, batch.pixels)  # every pixel has a label here: the same draws
-    assert torch.equal(plain.codes, batch.codes)
+    assert torch.equal(plain.labels, batch.labels)
 
 
 # From the recipe to the RUN ----------------------------------------------------------------------
