@@ -2,6 +2,7 @@
 
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -139,5 +140,9 @@ def inspect(path: Path | str) -> ModelInspection | MapInspection:
             width=dataset.width,
             crs=dataset.crs.to_string() if dataset.crs else None,
             tags=tags,
-            seams=measure_seams(path) if dataset.descriptions == ("class",) else None,
+            seams=measure_seams(path) if _holds_classes(dataset) else None,
         )
+
+
+def _holds_classes(dataset: Any) -> bool:
+    return (dataset.descriptions, dataset.dtypes) == (("class",), ("uint8",))

@@ -1,4 +1,4 @@
-"""Describe a class map as a STAC item: where it lies, what its values mean, what made it.
+"""Describe a map as a STAC item: where it lies, what its values mean, what made it.
 
 STAC 1.1 with the extensions projection 2.0, raster 2.0, classification 2.0 and processing 1.2.
 """
@@ -19,7 +19,7 @@ from rasterio.crs import CRS
 from rasterio.warp import transform as warp
 
 from geodeploy.area import column_areas
-from geodeploy.classmap import ClassMap, open_class_map
+from geodeploy.classmap import open_class_map
 from geodeploy.cog import aux_path
 from geodeploy.dataset import open_dataset
 from geodeploy.errors import OutputError
@@ -77,10 +77,10 @@ class ItemOptions(BaseModel):
 def write_item(
     source: Path | str, output: Path | str | None = None, *, options: ItemOptions | None = None
 ) -> Path:
-    """Write a STAC item of the class map at ``source``.
+    """Write a STAC item of the map at ``source``.
 
     Args:
-        source: A class map, as `predict` writes it.
+        source: A map of classes or quantities, as `predict` writes it.
         output: None for ``<stem>.stac.json`` beside the map. Links in the item are relative to it.
         options: What the map does not say of itself; None for the defaults.
 
@@ -89,7 +89,7 @@ def write_item(
 
     Raises:
         OutputError: ``output`` cannot or must not be written, or nobody says when the scene was taken.
-        SourceError: the map is missing, or no class map.
+        SourceError: the map is missing, or holds neither.
     """
     options = options or ItemOptions()
     source = Path(source)
@@ -101,8 +101,8 @@ def write_item(
             f"{source.name} does not tell when its scene was taken, which a STAC item must: "
             "say --acquired 2024-05-31 or 2024-05-31T10:20:30Z."
         )
-    with open_class_map(source) as opened:
-        item = _item(opened, output, acquired, options)
+    with open_dataset(source) as dataset:
+        item = _item(source, dataset, output, acquired, options)
     draft = output.with_name(f".{output.name}.part")
     try:
         draft.write_text(json.dumps(item, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -147,23 +147,23 @@ def class_objects(classes: Iterable[SegmentationClass]) -> list[dict[str, Any]]:
 
 
 def _item(
-    source: ClassMap, output: Path, acquired: datetime | date, options: ItemOptions
+    path: Path, dataset: Any, output: Path, acquired: datetime | date, options: ItemOptions
 ) -> dict[str, Any]:
-    tags = source.dataset.tags()
+    raster = _quantities(dataset) if set(dataset.dtypes) == {"float32"} else _classes(path)
     properties: dict[str, Any] = {
         **_time(acquired),
-        "title": f"Class map {source.path.stem}",
-        **_projection(source),
-        **_processing(tags),
+        "title": f"{raster['title']} {path.stem}",
+        **_projection(dataset),
+        **_processing(dataset.tags()),
     }
-    beside = [source.path, *options.others]
-    if aux_path(source.path).exists():
-        beside.append(aux_path(source.path))
+    beside = [path, *options.others]
+    if aux_path(path).exists():
+        beside.append(aux_path(path))
     assets = dict(_assets(beside, output))
-    assets["map"] |= _raster(source)
-    for path in options.others:
-        if path.suffix.lower() == ".tif":
-            assets[path.name] |= _shares(path)
+    assets["map"] |= raster | _sampling(dataset)
+    for other in options.others:
+        if other.suffix.lower() == ".tif":
+            assets[other.name] |= _shares(other)
     extensions = dict(_EXTENSIONS)
     if not any(name.startswith("processing:") for name in properties):
         del extensions["processing"]
@@ -173,8 +173,8 @@ def _item(
         "type": "Feature",
         "stac_version": "1.1.0",
         "stac_extensions": list(extensions.values()),
-        "id": source.path.stem,
-        **_footprint(source),
+        "id": path.stem,
+        **_footprint(dataset),
         "properties": properties,
         "links": list(_links(output, options.model)),
         "assets": assets,
@@ -192,7 +192,7 @@ def _time(acquired: datetime | date) -> dict[str, Any]:
     }
 
 
-def _projection(source: ClassMap) -> dict[str, Any]:
+def _projection(source: Any) -> dict[str, Any]:
     grid = source.transform
     found: dict[str, Any] = {
         "proj:shape": [source.height, source.width],
@@ -216,8 +216,9 @@ def _processing(tags: dict[str, str]) -> dict[str, Any]:
         for verb, key in (("smoothed", "GEODEPLOY_SMOOTH"), ("sieved", "GEODEPLOY_SIEVE"))
         if tags.get(key, "None") != "None"
     ]
+    verb = "Predicted" if "GEODEPLOY_TARGETS" in tags else "Segmented"
     lineage = (
-        f"Segmented by the model {tags.get('GEODEPLOY_MODEL')} in {tags.get('GEODEPLOY_PRECISION')} "
+        f"{verb} by the model {tags.get('GEODEPLOY_MODEL')} in {tags.get('GEODEPLOY_PRECISION')} "
         f"(sha256 {tags.get('GEODEPLOY_MODEL_SHA256')})"
     )
     return {
@@ -226,36 +227,75 @@ def _processing(tags: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def _raster(source: ClassMap) -> dict[str, Any]:
+def _classes(path: Path) -> dict[str, Any]:
+    """What a class map holds."""
     found: dict[str, Any] = {
         "title": "Class map",
         "bands": [{"name": "class", "description": "The class of each pixel"}],
         "data_type": "uint8",
-        "raster:sampling": "area",
         "raster:bits_per_sample": 8,
     }
-    areas = column_areas(source.crs, source.transform, source.height)
-    if areas is not None:
-        found["raster:spatial_resolution"] = math.sqrt(areas[-1] / source.height)
-    classes = class_objects(source.named)
-    if source.nodata is not None:
-        found["nodata"] = source.nodata
+    with open_class_map(path) as source:
+        named, nodata = source.named, source.nodata
+    classes = class_objects(named)
+    if nodata is not None:
+        found["nodata"] = nodata
         if classes:
             no_data = {"name": "no-data", "title": "no data", "description": "The scene holds no data"}
-            classes.append({"value": source.nodata, **no_data, "nodata": True})
+            classes.append({"value": nodata, **no_data, "nodata": True})
     if classes:
         found["classification:classes"] = classes
     return found
 
 
+def _quantities(dataset: Any) -> dict[str, Any]:
+    """What a map of quantities holds, with what its own statistics say."""
+    bands = []
+    for index, name, unit in zip(dataset.indexes, dataset.descriptions, dataset.units, strict=True):
+        tags = dataset.tags(index)
+        statistics = {
+            key: float(tags[f"STATISTICS_{tag}"])
+            for key, tag in (
+                ("minimum", "MINIMUM"), ("maximum", "MAXIMUM"), ("mean", "MEAN"), ("stddev", "STDDEV"),
+            )
+            if f"STATISTICS_{tag}" in tags
+        }  # fmt: skip
+        band = {"name": name or f"band {index}", "unit": unit, "statistics": statistics}
+        bands.append({key: value for key, value in band.items() if value})
+    return {
+        "title": f"Map of {', '.join(band['name'] for band in bands)}",
+        "bands": bands,
+        "data_type": "float32",
+        "raster:bits_per_sample": 32,
+        **_nodata(dataset),
+    }
+
+
+def _sampling(dataset: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {"raster:sampling": "area"}
+    areas = column_areas(dataset.crs, dataset.transform, dataset.height)
+    if areas is not None:
+        found["raster:spatial_resolution"] = math.sqrt(areas[-1] / dataset.height)
+    return found
+
+
+def _nodata(dataset: Any) -> dict[str, Any]:
+    """As STAC has it: NaN, which JSON has no number for, as text."""
+    if dataset.nodata is None:
+        return {}
+    return {"nodata": "nan" if math.isnan(dataset.nodata) else int(dataset.nodata)}
+
+
 def _shares(path: Path) -> dict[str, Any]:
     """What a raster beside the map says of its bands."""
     with open_dataset(path) as dataset:
+        if dataset.dtypes[0] == "float32":
+            return _quantities(dataset) | {"title": path.stem, "raster:sampling": "area"}
         return {
             "title": path.stem,
             "bands": [{"name": name} for name in dataset.descriptions],
             "data_type": dataset.dtypes[0],
-            "nodata": int(dataset.nodata),
+            **_nodata(dataset),
             "raster:scale": dataset.scales[0],
             "raster:sampling": "area",
         }
@@ -283,7 +323,7 @@ def _relative(path: Path, output: Path) -> str:
     return Path(away).as_posix() if away.startswith("..") else f"./{Path(away).as_posix()}"
 
 
-def _footprint(source: ClassMap) -> dict[str, Any]:
+def _footprint(source: Any) -> dict[str, Any]:
     """Geometry and bbox in degrees of WGS 84, as RFC 7946 has them."""
     if source.crs is None:
         return {"geometry": None}
@@ -306,7 +346,7 @@ def _footprint(source: ClassMap) -> dict[str, Any]:
     return {"geometry": geometry, "bbox": [west, min(lows), east, max(lows)]}
 
 
-def _outline(source: ClassMap, steps: int) -> Iterator[Point]:
+def _outline(source: Any, steps: int) -> Iterator[Point]:
     """The map's edge in pixels, with ``steps`` pieces a side, its first corner not again."""
     corners = [(0, 0), (0, source.height), (source.width, source.height), (source.width, 0), (0, 0)]
     for (col, row), (next_col, next_row) in pairwise(corners):

@@ -159,6 +159,7 @@ class Regression:
             "--sieve": options.sieve,
             "--polygons": options.derived.polygons,
             "--area": options.derived.area,
+            "--preview": options.derived.preview,
         }
         for flag, value in of_classes.items():
             if value:

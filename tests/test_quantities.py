@@ -1,5 +1,6 @@
 """Maps of quantities. The judges are the whole array in float64, numpy and rasterio."""
 
+import json
 from collections.abc import Callable
 from itertools import combinations, product
 from pathlib import Path
@@ -7,15 +8,18 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pystac
 import pytest
 import rasterio
 from numpy.typing import NDArray
+from pystac.validation.stac_validator import JsonSchemaSTACValidator
 from rio_cogeo.cogeo import cog_validate
 
 import geodeploy.engine
 from geodeploy import PredictOptions, predict
 from geodeploy.derived import DerivedOptions
 from geodeploy.errors import ModelError, RecipeError
+from geodeploy.inspect import inspect
 from geodeploy.spec import Target
 
 Make = Callable[..., Any]
@@ -207,6 +211,7 @@ def test_in_parts_and_after_a_stop_the_bytes_are_the_same(
         ("--sieve", {"sieve": 9}),
         ("--polygons", {"derived": DerivedOptions(polygons=Path(".geojson"))}),
         ("--area", {"derived": DerivedOptions(area=Path(".csv"))}),
+        ("--preview", {"derived": DerivedOptions(preview=Path(".png"))}),
     ],
 )
 def test_what_is_for_classes_alone_is_refused_before_any_work(
@@ -238,3 +243,26 @@ def test_nan_from_the_model_stops_the_run_or_is_left_out(
     judge = np.full((1, 40, 70), 0.5, np.float32)
     judge[0, :TILE, TILE : 2 * TILE] = np.nan
     np.testing.assert_array_equal(read(report.map), judge)
+
+
+def test_a_stac_item_and_inspect_tell_the_quantities(scene: Path, model: Any, tmp_path: Path) -> None:
+    derived = DerivedOptions(stac=True, acquired="2020-06-01")
+    options = PredictOptions(disagreement=True, derived=derived)
+    report = predict(scene, model.path, tmp_path / "map.tif", options=options)
+    item = json.loads((tmp_path / "map.stac.json").read_text())
+    JsonSchemaSTACValidator().validate_core(item, pystac.STACObjectType.ITEM, "1.1.0", "map")
+    asset = item["assets"]["map"]
+    assert [(band["name"], band["unit"]) for band in asset["bands"]] == [
+        ("height", "m"),
+        ("biomass", "Mg/ha"),
+    ]
+    assert (asset["data_type"], asset["nodata"]) == ("float32", "nan")
+    means = [band["statistics"]["mean"] for band in asset["bands"]]
+    np.testing.assert_allclose(means, np.nanmean(read(report.map), axis=(1, 2)), rtol=1e-5)
+    assert item["properties"]["title"] == "Map of height, biomass map"
+    assert item["properties"]["processing:lineage"].startswith("Predicted by the model tiny")
+    assert item["assets"]["map_disagreement.tif"]["bands"][1]["unit"] == "Mg/ha"
+    assert not any("classification" in name for name in item["stac_extensions"])
+    told = inspect(report.map)
+    assert told.seams is None
+    assert told.tags["TARGETS"] == "height (m); biomass (Mg/ha)"

@@ -11,7 +11,9 @@ def evaluate(
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The scene.")],
     labels: Annotated[
         Path,
-        typer.Argument(metavar="LABELS", help="Raster of class values, on the same or another grid."),
+        typer.Argument(
+            metavar="LABELS", help="Raster of class values or quantities, on the same or another grid."
+        ),
     ],
     earlier: Annotated[list[Path] | None, typer.Option(metavar="SCENE", help="As in predict.")] = None,
     bands: Annotated[
@@ -32,7 +34,7 @@ def evaluate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,
 ) -> None:
-    """Score a model against labels: the map that predict makes, one matrix over all pixels."""
+    """Score a model against labels, over all pixels of the map that predict makes."""
     from geodeploy.cli.options import print_json, progress_bar, split_names, with_defaults
     from geodeploy.evaluate import evaluate as run
     from geodeploy.predict import PredictOptions

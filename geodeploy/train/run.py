@@ -193,7 +193,7 @@ def _check_same_task(path: Path, spec: ModelSpec, recipe: Recipe) -> None:
     for what, described, trained in (
         ("bands", spec.band_names, list(recipe.data.bands)),
         ("classes", spec.class_values, [item.value for item in recipe.classes]),
-        ("outputs", spec.outputs, recipe.outputs),
+        ("targets", [item.name for item in spec.targets], [item.name for item in recipe.targets]),
         ("tile", spec.tile, recipe.model.tile),
     ):
         if described != trained:
