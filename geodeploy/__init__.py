@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from geodeploy.arrays import predict_array
     from geodeploy.errors import GeodeployError
     from geodeploy.evaluate import evaluate
-    from geodeploy.export import export
+    from geodeploy.export import export, export_adapters
     from geodeploy.export.options import ExportOptions
+    from geodeploy.model import Model
     from geodeploy.predict import PredictOptions, predict, predict_scenes
     from geodeploy.report import Failure, Report
     from geodeploy.scores import Scores
@@ -28,6 +29,7 @@ __all__ = [
     "ExportOptions",
     "Failure",
     "GeodeployError",
+    "Model",
     "ModelSpec",
     "PredictOptions",
     "Report",
@@ -36,6 +38,7 @@ __all__ = [
     "distil",
     "evaluate",
     "export",
+    "export_adapters",
     "predict",
     "predict_array",
     "predict_scenes",
@@ -46,6 +49,7 @@ _HOMES = {
     "ExportOptions": "export.options",
     "Failure": "report",
     "GeodeployError": "errors",
+    "Model": "model",
     "ModelSpec": "spec",
     "PredictOptions": "predict",
     "Report": "report",
@@ -54,6 +58,7 @@ _HOMES = {
     "distil": "train",
     "evaluate": "evaluate",
     "export": "export",
+    "export_adapters": "export",
     "predict": "predict",
     "predict_array": "arrays",
     "predict_scenes": "predict",

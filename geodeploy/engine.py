@@ -288,6 +288,7 @@ def _report(
         beside=tuple(beside(output, product.name) for product in plan.others),
         model=spec.name,
         model_sha256=session.sha256,
+        base_sha256=spec.base_sha256,
         runtime=session.name,
         device=session.device,
         precision=session.precision,
@@ -392,9 +393,11 @@ def _column_bytes(
     return stripes + 4 * planes * overlap + written
 
 
-_INDIFFERENT = {"overwrite", "on_error", "batch", "runtime", "device", "derived", "readers", "threads"}
-"""Options that change no byte of the map. The runtime and device that were used do, and are looked at
-themselves."""
+_INDIFFERENT = {
+    "overwrite", "on_error", "batch", "adapter", "runtime", "device", "derived", "readers", "threads"
+}  # fmt: skip
+"""Options that change no byte of the map. The adapter, the runtime and the device that were used do,
+and are looked at themselves."""
 _RESOLVED = {"scale", "offset", "earlier"}
 """Options that are looked at together with what the files say."""
 
@@ -517,6 +520,7 @@ def _tags(
         "GEODEPLOY_VERSION": __version__,
         "GEODEPLOY_MODEL": spec.name,
         "GEODEPLOY_MODEL_SHA256": session.sha256,
+        "GEODEPLOY_BASE_SHA256": spec.base_sha256 or "none",
         "GEODEPLOY_PARITY_SHA256": spec.parity.report_sha256 if spec.parity else "none",
         "GEODEPLOY_RUNTIME": session.name,
         "GEODEPLOY_PRECISION": session.precision,

@@ -59,7 +59,11 @@ def evaluate(
     if options.aoi is not None:
         raise AreaError("A model is scored on all labels: cut the labels to the area instead of --aoi.")
     session = open_session(
-        Path(model), runtime=options.runtime, device=options.device, threads=options.threads
+        Path(model),
+        adapter=options.adapter,
+        runtime=options.runtime,
+        device=options.device,
+        threads=options.threads,
     )
     with (
         closing(session),

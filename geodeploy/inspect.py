@@ -1,5 +1,6 @@
 """Say what a model, a RUN or a map is."""
 
+import hashlib
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from geodeploy.dataset import open_dataset
 from geodeploy.errors import ModelError
 from geodeploy.seams import Seams, measure_seams
-from geodeploy.spec import ModelSpec
+from geodeploy.spec import BaseSpec, ModelSpec
 
 _PREFIX = "GEODEPLOY_"
 
@@ -66,9 +67,32 @@ class ModelInspection(BaseModel):
         if spec.parity:
             runtimes = ", ".join(spec.parity.runtimes) or "no runtime on a CPU"
             lines.append(f"  parity   {spec.parity}; proved in {runtimes}")
+        if spec.base_sha256:
+            lines.append(f"  base     {spec.base_sha256}")
         if self.sha256:
             lines.append(f"  sha256   {self.sha256}")
         return "\n".join(lines)
+
+
+class BaseInspection(BaseModel):
+    """A base of several models, which is one only with an adapter."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: str = "base"
+    path: Path
+    bytes: int
+    sha256: str
+    spec: BaseSpec
+
+    def __str__(self) -> str:
+        spec = self.spec
+        return (
+            f"{self.path}: base of adapters, {self.bytes / 1e6:.1f} MB\n"
+            f"  takes    {spec.tile} x {spec.tile} pixels, and an adapter\n"
+            f"  backbone {spec.backbone.name}, weights {spec.backbone.weights}\n"
+            f"  sha256   {self.sha256}"
+        )
 
 
 class MapInspection(BaseModel):
@@ -94,8 +118,8 @@ class MapInspection(BaseModel):
         return "\n".join(lines)
 
 
-def inspect(path: Path | str) -> ModelInspection | MapInspection:
-    """What ``path`` is: an ONNX model, a RUN folder or a map.
+def inspect(path: Path | str) -> ModelInspection | BaseInspection | MapInspection:
+    """What ``path`` is: an ONNX model, a base or adapter, a RUN folder or a map.
 
     Raises:
         ModelError: it is none of them.
@@ -113,9 +137,26 @@ def inspect(path: Path | str) -> ModelInspection | MapInspection:
             sha256=None,
             spec=ModelSpec.read(path / "spec.json"),
         )
+    if path.suffix.lower() == ".onnx_adapter":
+        from geodeploy.runtime.adapter import read_adapter
+
+        spec = read_adapter(path).spec
+        return ModelInspection(
+            kind="adapter",
+            path=path,
+            bytes=path.stat().st_size,
+            sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+            spec=spec,
+        )
     if path.suffix.lower() == ".onnx":
         from geodeploy.runtime import open_session
-        from geodeploy.runtime.graph import read_onnx
+        from geodeploy.runtime.graph import is_base, read_base, read_onnx
+
+        if path.is_file() and is_base(path):
+            base = read_base(path)
+            return BaseInspection(
+                path=path, bytes=len(base.content), sha256=base.sha256, spec=base.spec
+            )
 
         files = [path, *read_onnx(path).weights]
         with closing(open_session(path, device="cpu")) as session:

@@ -48,6 +48,8 @@ class PredictOptions(BaseModel):
     """How overlapping tiles are weighed; ``crop`` cuts the overlap in the middle."""
     batch: PositiveInt = 8
     """Tiles in one forward pass at most. Memory grows in proportion."""
+    adapter: Path | None = None
+    """What makes a model of a base: a file that `geodeploy export --adapters` made with it."""
     runtime: Runtime = "auto"
     """What runs an ONNX file; ``auto`` takes the fastest that its parity report covers."""
     device: Device = "auto"

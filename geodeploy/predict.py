@@ -12,7 +12,7 @@ from geodeploy.errors import AreaError, BandError, GridError, OutputError, Range
 from geodeploy.options import PredictOptions, Progress
 from geodeploy.parts import forget, is_finished, noted_derived, settle
 from geodeploy.report import Failure, Report
-from geodeploy.runtime import open_session
+from geodeploy.runtime import Session, open_session
 from geodeploy.source import stem
 from geodeploy.writer import beside, check_output
 
@@ -71,7 +71,29 @@ def predict_scenes(
         raise SourceError("--earlier is of one place, several scenes are named. Map them one by one.")
     outputs = map_paths(scenes, None if output is None else Path(output))
     path = default_model() if model is None else Path(model)
-    inputs = [*options.earlier, *scenes, path]
+    check_places(scenes, outputs, path, options)
+    if model is None:
+        log.info("No model named: taking the one that comes with geodeploy (%s).", path.name)
+    session = open_session(
+        path,
+        adapter=options.adapter,
+        runtime=options.runtime,
+        device=options.device,
+        threads=options.threads,
+    )
+    with closing(session):
+        return map_scenes(scenes, session, options.adapter or path, outputs, options, progress)
+
+
+def check_places(
+    scenes: Sequence[Path], outputs: Sequence[Path], model: Path, options: PredictOptions
+) -> None:
+    """Refuse, before any work, what must not be written at ``outputs`` or beside them.
+
+    Raises:
+        OutputError: says which, and the flag.
+    """
+    inputs = [*options.earlier, *scenes, model, *([options.adapter] if options.adapter else [])]
     for place in outputs:
         there = options.overwrite or settle(place)
         for written in (place, *(beside(place, name) for name in options.beside)):
@@ -81,34 +103,39 @@ def predict_scenes(
     check_derived(
         outputs, scenes, options.derived, inputs=inputs, overwrite=options.overwrite, made=made
     )
-    if model is None:
-        log.info("No model named: taking the one that comes with geodeploy (%s).", path.name)
-    session = open_session(
-        path, runtime=options.runtime, device=options.device, threads=options.threads
-    )
-    with closing(session):
-        reports: dict[Path, Report | Failure] = {}
-        pairs = list(zip(scenes, outputs, strict=True))
-        skip = options.on_error == "skip" and len(scenes) > 1
-        for scene, place in pairs:
-            # The last one's fault should not show after hours of work on the others.
-            if len(scenes) > 1 or place.exists():
-                with _left_out(scene, place, reports, skip=skip):
-                    check_scene(scene, session, place, options)
-        for scene, place in pairs:
-            if place in reports:
-                continue
+
+
+def map_scenes(
+    scenes: Sequence[Path],
+    session: Session,
+    model: Path,
+    outputs: Sequence[Path],
+    options: PredictOptions,
+    progress: Progress | None,
+) -> list[Report | Failure]:
+    """`predict_scenes` with the model in the file ``model`` loaded, and `check_places` done."""
+    reports: dict[Path, Report | Failure] = {}
+    pairs = list(zip(scenes, outputs, strict=True))
+    skip = options.on_error == "skip" and len(scenes) > 1
+    for scene, place in pairs:
+        # The last one's fault should not show after hours of work on the others.
+        if len(scenes) > 1 or place.exists():
             with _left_out(scene, place, reports, skip=skip):
-                report = map_scene(scene, session, place, options, progress)
-                files = derive(
-                    place,
-                    scene,
-                    path,
-                    options.derived,
-                    beside=report.beside,
-                    overwrite=options.overwrite,
-                )
-                reports[place] = report.model_copy(update={"derived": files})
+                check_scene(scene, session, place, options)
+    for scene, place in pairs:
+        if place in reports:
+            continue
+        with _left_out(scene, place, reports, skip=skip):
+            report = map_scene(scene, session, place, options, progress)
+            files = derive(
+                place,
+                scene,
+                model,
+                options.derived,
+                beside=report.beside,
+                overwrite=options.overwrite,
+            )
+            reports[place] = report.model_copy(update={"derived": files})
     if not any(isinstance(report, Failure) for report in reports.values()):
         for place in outputs:
             forget(place)

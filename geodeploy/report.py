@@ -125,6 +125,9 @@ class Report(_Frozen):
     """Rasters of the same run: confidence, probabilities, disagreement."""
     model: str
     model_sha256: str
+    """Of its file; of the adapter where it is one."""
+    base_sha256: str | None = None
+    """Of the base that the adapter was used with; None for a model by itself."""
     runtime: str
     device: str
     """Where the model really ran."""
@@ -163,6 +166,13 @@ class Report(_Frozen):
     """Files that were made of the map."""
 
     @property
+    def adapted(self) -> str:
+        """Which adapter on which base the model is, in words; empty for a model by itself."""
+        if self.base_sha256 is None:
+            return ""
+        return f" (adapter {self.model_sha256[:12]} on base {self.base_sha256[:12]})"
+
+    @property
     def hole_pixels(self) -> int:
         """Pixels of the map that are nodata for being holes."""
         return sum(hole.pixels for hole in self.holes)
@@ -177,8 +187,8 @@ class Report(_Frozen):
             f"{self.map}: {self.height} x {self.width} pixels in {self.seconds:.1f} s "
             f"({self.pixels_per_s / 1e6:.2f} Mpx/s), {self.tiles_run} tiles run, "
             f"{self.tiles_skipped} empty ones skipped",
-            f"  model {self.model} in {self.precision} on {self.device} ({self.runtime}), "
-            f"peak memory {self.peak_memory_bytes / 2**20:.0f} MiB",
+            f"  model {self.model}{self.adapted} in {self.precision} on {self.device} "
+            f"({self.runtime}), peak memory {self.peak_memory_bytes / 2**20:.0f} MiB",
             f"  busy: read {self.busy.read:.0%}, model {self.busy.model:.0%}, "
             f"blend {self.busy.blend:.0%}, write {self.busy.write:.0%}",
         ]

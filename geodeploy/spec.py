@@ -25,6 +25,8 @@ METADATA_KEY = "geodeploy"
 """The key of the spec among an ONNX file's metadata."""
 REFERENCE_KEY = "geodeploy_reference"
 """That of tiles and what the tuned model gives for them (`geodeploy.runtime.reference`)."""
+BASE_KEY = "geodeploy-base"
+"""The same for what a `BaseSpec` says of a file that is the base of several models."""
 
 _PALETTE = (
     "#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377",
@@ -152,14 +154,42 @@ class Parity(_Frozen):
         return f"at most {self.spread_diff or 0:.2g} standard deviations from the tuned model"
 
 
-class ModelSpec(_Frozen):
+class _Document(_Frozen):
+    """What travels inside a file."""
+
+    spec_version: Literal[1] = SPEC_VERSION
+
+    @classmethod
+    def from_json(cls, text: str | bytes, *, source: str) -> Self:
+        """Parse ``text``; ``source`` names it in errors."""
+        try:
+            document: Any = json.loads(text)
+        except ValueError as error:
+            raise SpecError(
+                f"{source}: the model description is not JSON ({error}). Mend it, or export the model "
+                "again."
+            ) from error
+        version = document.get("spec_version", 1) if isinstance(document, dict) else None
+        if isinstance(version, int) and version > SPEC_VERSION:
+            raise SpecError(
+                f"{source}: the model description has version {version}, this program reads up to "
+                f"{SPEC_VERSION}. Upgrade it: pip install -U geodeploy-eo."
+            )
+        try:
+            return cls.model_validate(document)
+        except ValidationError as error:
+            raise SpecError(
+                f"{source}: the model description does not hold: {first_problem(error)}."
+            ) from error
+
+
+class ModelSpec(_Document):
     """All that is needed to run a model over a scene.
 
     Raises:
         SpecError: from `from_json` and `read`, in one line.
     """
 
-    spec_version: Literal[1] = SPEC_VERSION
     name: str
     task: Task = "segmentation"
     bands: Annotated[tuple[Band, ...], Field(min_length=1)]
@@ -198,6 +228,8 @@ class ModelSpec(_Frozen):
     trained_on: str = ""
     licence: str = ""
     parity: Parity | None = None
+    base_sha256: str | None = None
+    """Of the base that an adapter was made for; None for a model by itself."""
 
     @model_validator(mode="before")
     @classmethod
@@ -271,29 +303,6 @@ class ModelSpec(_Frozen):
         return self.model_dump_json(indent=1, exclude_none=True, exclude=absent)
 
     @classmethod
-    def from_json(cls, text: str | bytes, *, source: str) -> Self:
-        """Parse ``text``; ``source`` names it in errors."""
-        try:
-            document: Any = json.loads(text)
-        except ValueError as error:
-            raise SpecError(
-                f"{source}: the model description is not JSON ({error}). Mend it, or export the model "
-                "again."
-            ) from error
-        version = document.get("spec_version", 1) if isinstance(document, dict) else None
-        if isinstance(version, int) and version > SPEC_VERSION:
-            raise SpecError(
-                f"{source}: the model description has version {version}, this program reads up to "
-                f"{SPEC_VERSION}. Upgrade it: pip install -U geodeploy-eo."
-            )
-        try:
-            return cls.model_validate(document)
-        except ValidationError as error:
-            raise SpecError(
-                f"{source}: the model description does not hold: {first_problem(error)}."
-            ) from error
-
-    @classmethod
     def read(cls, path: Path) -> Self:
         """The spec in a JSON file."""
         try:
@@ -302,6 +311,21 @@ class ModelSpec(_Frozen):
             raise SpecError(
                 f"{path} cannot be read ({error.strerror}); a model description is needed."
             ) from error
+
+
+class BaseSpec(_Document):
+    """What a file says of itself that is a model only with an adapter.
+
+    Raises:
+        SpecError: from `from_json`, in one line.
+    """
+
+    backbone: Backbone
+    tile: PositiveInt
+
+    def to_json(self) -> str:
+        """As of a `ModelSpec`."""
+        return self.model_dump_json(indent=1, exclude_none=True)
 
 
 def default_color(position: int) -> str:

@@ -16,6 +16,9 @@ def evaluate(
         ),
     ],
     earlier: Annotated[list[Path] | None, typer.Option(metavar="SCENE", help="As in predict.")] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(metavar="FILE.onnx_adapter", help="As in predict.")
+    ] = None,
     bands: Annotated[
         str | None, typer.Option(metavar="B02,B03,...", help="The scene's bands in the model's order.")
     ] = None,
@@ -46,6 +49,7 @@ def evaluate(
         scale=scale,
         offset=offset,
         gsd=gsd,
+        adapter=adapter,
         overlap=overlap,
         runtime=runtime,
     )

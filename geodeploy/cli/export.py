@@ -7,15 +7,28 @@ import typer
 
 
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `geodeploy train` made.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN", help="A folder that `geodeploy train` made; several with --adapters."
+        ),
+    ],
     output: Annotated[
         Path | None,
         typer.Option(
             "-o",
             "--output",
-            help="The file, or Triton's folder. [default: <RUN>.onnx, <RUN>.pt2 or models/<RUN>]",
+            help="The file, or the folder for Triton or adapters. "
+            "[default: <RUN>.onnx, <RUN>.pt2, models/<RUN> or adapters]",
         ),
     ] = None,
+    adapters: Annotated[
+        bool,
+        typer.Option(
+            "--adapters",
+            help="base.onnx for RUNs of one backbone, and a small <RUN>.onnx_adapter for each.",
+        ),
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a model that exists.")
     ] = False,
@@ -56,11 +69,23 @@ def export(
     """Merge the adapter, write the model, and prove on real tiles that it does the same."""
     from geodeploy.cli.options import print_json, with_defaults
     from geodeploy.export import export as run_export
+    from geodeploy.export import export_adapters
     from geodeploy.export.options import ExportOptions
 
     options = with_defaults(ExportOptions, to=to, precision=precision, profile=profile, range=limits)
-    report = run_export(run, output, overwrite=overwrite, options=options)
-    if as_json:
-        print_json([report])
+    if adapters:
+        if options != ExportOptions():
+            raise typer.BadParameter(
+                "--adapters writes plain ONNX: leave out what asks for another form."
+            )
+        reports = export_adapters(runs, output or "adapters", overwrite=overwrite)
+    elif len(runs) > 1:
+        raise typer.BadParameter(
+            f"{len(runs)} RUNs are named: one is exported at a time, or --adapters."
+        )
     else:
-        typer.echo(report)
+        reports = [run_export(runs[0], output, overwrite=overwrite, options=options)]
+    if as_json:
+        print_json(reports)
+    else:
+        typer.echo("\n".join(map(str, reports)))

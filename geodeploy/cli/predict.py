@@ -12,6 +12,12 @@ def predict(
         Path | None,
         typer.Option("-m", "--model", help="ONNX file or RUN; without it the model that comes along."),
     ] = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.onnx_adapter", help="What makes a model of a base (`export --adapters`)."
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -153,6 +159,7 @@ def predict(
         derived=derived,
         overwrite=overwrite or None,
         on_error=on_error,
+        adapter=adapter,
         overlap=overlap,
         blend=blend,
         batch=batch,

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING
 from geodeploy.errors import require
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from geodeploy.export.options import ExportOptions
     from geodeploy.export.parity import ParityReport
 
-__all__ = ["export", "verify"]
+__all__ = ["export", "export_adapters", "verify"]
 
 
 def export(
@@ -50,13 +52,48 @@ def export(
     return export_run(run, place, overwrite=overwrite, options=options)
 
 
-def verify(run: Path | str, model: Path | str) -> "ParityReport":
+def export_adapters(
+    runs: "Sequence[Path | str]", folder: Path | str = "adapters", *, overwrite: bool = False
+) -> "list[ParityReport]":
+    """Write the RUNs of one backbone as ``base.onnx`` and an adapter each, if they do the same.
+
+    ``predict`` takes both, ``<name of the run>.onnx_adapter`` for the task. Beside each adapter go
+    ``<name>.parity.json`` and ``<name>.stac.json``. RUNs of the same backbone that are exported later,
+    into the same folder, find the same base there. Outside the tolerances nothing is written but the
+    report, as ``<name>.refused.json``.
+
+    Args:
+        runs: Folders that `geodeploy.train` made, of one backbone, weights and tile. Bands, classes,
+            decoder and method may differ; methods must change layers by products of low rank, or change
+            vectors alone.
+        folder: Where base and adapters go.
+        overwrite: Replace adapters that exist, and another base.
+
+    Raises:
+        RecipeError: the RUNs have no common base, or a method does not fit into an adapter.
+        ParityError: a base with its adapter differs from the tuned model.
+        OutputError: ``folder`` cannot be written, holds another base, or the adapters exist.
+        GeodeployError: a RUN cannot be loaded.
+    """
+    _needs_the_extra()
+    from geodeploy.export.adapters import export_runs
+
+    return export_runs([Path(run) for run in runs], Path(folder), overwrite=overwrite)
+
+
+def verify(run: Path | str, model: Path | str, *, adapter: Path | str | None = None) -> "ParityReport":
     """Compare ``model`` with the tuned one in ``run``, on the real tiles that the RUN keeps.
+
+    A base is compared with the ``adapter`` that the RUN became.
 
     Raises:
         ParityError: it lies outside the tolerances; the message says how far, and from which layer on.
     """
     _needs_the_extra()
+    if adapter is not None:
+        from geodeploy.export.adapters import verify_adapter
+
+        return verify_adapter(Path(run), Path(model), Path(adapter))
     from geodeploy.export.proof import verify_model
 
     return verify_model(Path(run), Path(model))

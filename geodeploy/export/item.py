@@ -17,11 +17,14 @@ _EXTENSIONS = (
 _EARTH = [[[-180.0, -90.0], [180.0, -90.0], [180.0, 90.0], [-180.0, 90.0], [-180.0, -90.0]]]
 _KINDS = {
     ".onnx": ("ONNX", "ONNX", "application/octet-stream; application=onnx"),
+    ".onnx_adapter": ("ONNX adapter", "ONNX", "application/octet-stream"),
     ".pt2": ("torch.export.save", "PyTorch", "application/zip; application=pytorch"),
 }
 """What MLM calls the file, what runs it, and its media type."""
 _TASKS = {"segmentation": "semantic-segmentation", "regression": "regression"}
 """What MLM calls the spec's tasks."""
+BASE = "base.onnx"
+"""The name of a base among its adapters."""
 
 
 def model_item(spec: ModelSpec, model: Path, *, parameters: int) -> dict[str, Any]:
@@ -57,6 +60,15 @@ def model_item(spec: ModelSpec, model: Path, *, parameters: int) -> dict[str, An
             ],
         }
     }
+    if spec.base_sha256:
+        assets["base"] = {
+            "href": f"./{BASE}",
+            "type": _KINDS[".onnx"][2],
+            "title": "The base that the adapter makes a model of",
+            "roles": ["mlm:weights"],
+            "mlm:artifact_type": "ONNX",
+            "file:checksum": f"1220{spec.base_sha256}",
+        }
     if spec.parity:
         assets["parity"] = {
             "href": f"./{model.with_suffix('.parity.json').name}",

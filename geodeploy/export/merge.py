@@ -1,9 +1,10 @@
-"""Fold adapters and scales into the weights they adapt, on a copy and in fp32."""
+"""Fold adapters and scales into the weights they adapt, on a copy and in fp32 or better."""
 
 from copy import deepcopy
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from peft import PeftModel
 
@@ -15,14 +16,14 @@ from geodeploy.train.qkv import fuse_qkv
 from geodeploy.train.scaled import merge_scales
 
 
-def merge(model: TunedModel) -> TunedModel:
+def merge(model: TunedModel, *, dtype: torch.dtype = torch.float32) -> TunedModel:
     """A copy of ``model`` without adapters or scales, its weights changed by what those did.
 
     Prompts stay: they are constants of the network.
 
     ``model`` itself stays as it is: merging in place would lose the adapter if anything failed after.
     """
-    merged = deepcopy(model).float().eval()
+    merged = deepcopy(model).to(dtype).eval()
     if isinstance(merged.backbone, PeftModel):
         try:
             merged.backbone = merged.backbone.merge_and_unload(safe_merge=True)

@@ -168,12 +168,18 @@ def write_onnx(model: nn.Module, spec: ModelSpec, path: Path) -> None:
 
 def describe(path: Path, spec: ModelSpec, more: Mapping[str, str] | None = None) -> None:
     """Write ``spec`` and ``more`` into the ONNX file; take out what the exporter noted of our code."""
-    graph = onnx.load(path)
-    for node in graph.graph.node:
+    model = onnx.load(path)
+    strip(model)
+    onnx.helper.set_model_props(model, {METADATA_KEY: spec.to_json(), **(more or {})})
+    onnx.save(model, path)
+
+
+def strip(model: onnx.ModelProto) -> None:
+    """Take out what the exporter noted of our code."""
+    graph = model.graph
+    for node in graph.node:
         del node.metadata_props[:]
         node.doc_string = ""
-    for value in (*graph.graph.value_info, *graph.graph.input, *graph.graph.output):
+    for value in (*graph.value_info, *graph.input, *graph.output):
         del value.metadata_props[:]
-    del graph.graph.metadata_props[:]
-    onnx.helper.set_model_props(graph, {METADATA_KEY: spec.to_json(), **(more or {})})
-    onnx.save(graph, path)
+    del graph.metadata_props[:]

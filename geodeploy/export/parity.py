@@ -107,6 +107,8 @@ class ParityReport(BaseModel):
     is what a GPU computes and no runtime on a CPU does (`geodeploy.runtime.float32`)."""
     graph_sha256: str
     """Of the exported file before this report's own hash was written into it."""
+    base_sha256: str | None = None
+    """Of the base, where that file is an adapter."""
     released: bool
     """Whether all tolerances hold."""
     problem: str | None
@@ -299,7 +301,7 @@ def report_on(
             reference, spec, model, pixels, labels, merged_max_abs_diff=merged_max_abs_diff
         )
     file = read_onnx(model)
-    _check_is_alike(model, file.spec, spec)
+    check_is_alike(model, file.spec, spec)
     expected = logits_of(reference, pixels)
     if file.spec.output == "probabilities":
         expected = torch.from_numpy(expected).softmax(dim=1).numpy()
@@ -337,7 +339,7 @@ def _report_on_program(
     merged_max_abs_diff: float | None,
 ) -> ParityReport:
     program, found_spec = read_program(model)
-    _check_is_alike(model, found_spec, spec)
+    check_is_alike(model, found_spec, spec)
     found = compare(logits_of(reference, pixels), logits_of(program, pixels), labels, spec)
     problem = tolerance(spec).problem(found)
     return ParityReport(
@@ -353,7 +355,7 @@ def _report_on_program(
     )
 
 
-def _check_is_alike(model: Path, found: ModelSpec, spec: ModelSpec) -> None:
+def check_is_alike(model: Path, found: ModelSpec, spec: ModelSpec) -> None:
     """Refuse a ``model`` whose outputs cannot be compared with those of the RUN."""
     what, needed = ((item.band_names, item.classes, item.targets, item.tile) for item in (found, spec))
     if what != needed:

@@ -2,7 +2,9 @@
 
 import io
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -42,16 +44,36 @@ def write_program(program: ExportedProgram, spec: ModelSpec, path: Path) -> None
 
 def onnx_program(model: nn.Module, spec: ModelSpec) -> torch.onnx.ONNXProgram:
     """``model`` in ONNX, from ``pixels`` to outputs, any batch, fixed tile, and what it was made of."""
+    return to_onnx(
+        model,
+        (_example(spec),),
+        _DYNAMIC,
+        inputs=["pixels"],
+        outputs=[spec.output],
+        opset=_OPSET_OF_BF16 if spec.precision == "bf16" else OPSET,
+    )
+
+
+def to_onnx(
+    model: nn.Module,
+    example: tuple[Any, ...],
+    dynamic: tuple[Any, ...],
+    *,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    opset: int = OPSET,
+) -> torch.onnx.ONNXProgram:
+    """``model`` in ONNX, its sizes those of the ``example`` but for the ``dynamic`` ones."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter's own code, nothing that we could change
         program = torch.onnx.export(
             model,
-            (_example(spec),),
+            example,
             dynamo=True,
-            opset_version=_OPSET_OF_BF16 if spec.precision == "bf16" else OPSET,
-            dynamic_shapes=_DYNAMIC,
-            input_names=["pixels"],
-            output_names=[spec.output],
+            opset_version=opset,
+            dynamic_shapes=dynamic,
+            input_names=inputs,
+            output_names=outputs,
             verbose=False,
         )
     assert program is not None

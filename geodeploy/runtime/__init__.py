@@ -16,6 +16,7 @@ from geodeploy.spec import ModelSpec
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from geodeploy.runtime.adapter import Base
     from geodeploy.runtime.graph import OnnxFile
 
 log = logging.getLogger(__name__)
@@ -47,12 +48,18 @@ class Session(Protocol):
 
 
 def open_session(
-    model: Path, *, runtime: Runtime = "auto", device: Device = "auto", threads: int | None = None
+    model: Path,
+    *,
+    adapter: Path | None = None,
+    runtime: Runtime = "auto",
+    device: Device = "auto",
+    threads: int | None = None,
 ) -> Session:
     """Load ``model``: an ONNX file with its spec inside or beside it, or a RUN folder.
 
     Args:
         model: The file or folder.
+        adapter: What makes a model of ``model``, if that is a base.
         runtime: What runs an ONNX file; ``auto`` takes the fastest that its parity report covers. A RUN
             runs in PyTorch.
         device: ``auto`` takes a GPU if the installed runtime can use one.
@@ -70,6 +77,8 @@ def open_session(
         raise ModelError(
             f"The model {model} does not exist. Give an ONNX file made by `geodeploy export`, or a RUN."
         )
+    if adapter is not None:
+        return open_base(model, runtime=runtime, device=device, threads=threads).session(adapter)
     if model.is_dir():
         if runtime != "auto":
             raise ModelError(
@@ -147,6 +156,24 @@ def hold(file: "OnnxFile", open_file: "Callable[[OnnxFile], Session]") -> Sessio
     session = hold(widened(file), open_file)
     session.sha256 = file.sha256
     return session
+
+
+def open_base(
+    path: Path, *, runtime: Runtime = "auto", device: Device = "auto", threads: int | None = None
+) -> "Base":
+    """The base at ``path``, which ONNX Runtime runs: no other runtime takes adapters.
+
+    Raises:
+        ModelError: it is no base, or another runtime is asked for.
+        DeviceError: the device asked for is not there.
+    """
+    from geodeploy.runtime.adapter import Base
+
+    if path.is_dir():
+        raise ModelError(f"{path} is a RUN, whose adapter is its own: leave --adapter out.")
+    if runtime not in ("auto", "onnxruntime"):
+        raise ModelError(f"Adapters run in ONNX Runtime: leave --runtime {runtime} out.")
+    return Base(path, device=device, threads=threads)
 
 
 def _takes_openvino(model: Path, spec: ModelSpec, runtime: Runtime, device: Device) -> bool:

@@ -10,7 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geodeploy.errors import ModelError, SpecError
-from geodeploy.spec import METADATA_KEY, REFERENCE_KEY, Layout, ModelSpec
+from geodeploy.spec import (
+    BASE_KEY,
+    METADATA_KEY,
+    REFERENCE_KEY,
+    BaseSpec,
+    Layout,
+    ModelSpec,
+)
 
 # Numbers of the fields in https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
 _GRAPH, _METADATA_PROPS = 7, 14
@@ -43,6 +50,20 @@ class OnnxFile:
 
 
 @dataclass(frozen=True, slots=True)
+class OnnxBase:
+    """What is in an ONNX file that is a model only with an adapter."""
+
+    path: Path
+    content: bytes
+    spec: BaseSpec
+
+    @property
+    def sha256(self) -> str:
+        """Of the content."""
+        return hashlib.sha256(self.content).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
 class Value:
     """An input or output of a graph, as a runtime reports it."""
 
@@ -66,9 +87,54 @@ def read_onnx(path: Path) -> OnnxFile:
     """The file at ``path`` with its description.
 
     Raises:
-        ModelError: it cannot be read, or is no ONNX file.
+        ModelError: it cannot be read, is no ONNX file, or is a base that needs an adapter.
         SpecError: its description is absent, broken or newer than this program.
     """
+    content, weights, metadata = _read(path)
+    if BASE_KEY in metadata:
+        raise ModelError(
+            f"{path} is the base of several models and none by itself. Name one of them with "
+            "--adapter FILE.onnx_adapter."
+        )
+    text, reference = metadata.get(METADATA_KEY), metadata.get(REFERENCE_KEY)
+    if text is not None:
+        spec = ModelSpec.from_json(text, source=str(path))
+        return OnnxFile(path, content, spec, weights, reference)
+    beside = path.with_suffix(".spec.json")
+    if not beside.exists():
+        raise SpecError(
+            f"{path} does not say which bands and classes it has. Export it with `geodeploy export`, "
+            f"or describe it in {beside.name} beside it: JSON with name, tile, overlap, bands (name, "
+            "mean, std, valid_range), classes (value, name, color) or, with task regression, targets "
+            "(name, unit), and where needed normalise, layout, output."
+        )
+    return OnnxFile(path, content, ModelSpec.read(beside), weights)
+
+
+def is_base(path: Path) -> bool:
+    """Whether the file at ``path`` is a model only with an adapter.
+
+    Raises:
+        ModelError: it cannot be read, or is no ONNX file.
+    """
+    return BASE_KEY in _read(path)[2]
+
+
+def read_base(path: Path) -> OnnxBase:
+    """The base at ``path``.
+
+    Raises:
+        ModelError: it cannot be read, or is no base.
+        SpecError: its description is broken or newer than this program.
+    """
+    content, _, metadata = _read(path)
+    if BASE_KEY not in metadata:
+        raise ModelError(f"{path} is no base that takes adapters: leave --adapter out.")
+    return OnnxBase(path, content, BaseSpec.from_json(metadata[BASE_KEY], source=str(path)))
+
+
+def _read(path: Path) -> tuple[bytes, tuple[Path, ...], dict[str, str]]:
+    """What is in an ONNX file, the files of its weights, and its metadata."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -91,19 +157,7 @@ def read_onnx(path: Path) -> OnnxFile:
                 f"{path} keeps its weights in {file.name}, a link to another folder, which runtimes do "
                 "not follow. Copy both into one folder: cp -L."
             )
-    text, reference = metadata.get(METADATA_KEY), metadata.get(REFERENCE_KEY)
-    if text is not None:
-        spec = ModelSpec.from_json(text, source=str(path))
-        return OnnxFile(path, content, spec, weights, reference)
-    beside = path.with_suffix(".spec.json")
-    if not beside.exists():
-        raise SpecError(
-            f"{path} does not say which bands and classes it has. Export it with `geodeploy export`, "
-            f"or describe it in {beside.name} beside it: JSON with name, tile, overlap, bands (name, "
-            "mean, std, valid_range), classes (value, name, color) or, with task regression, targets "
-            "(name, unit), and where needed normalise, layout, output."
-        )
-    return OnnxFile(path, content, ModelSpec.read(beside), weights)
+    return content, weights, metadata
 
 
 def check_signature(

@@ -1,6 +1,7 @@
 """Run an ONNX file with ONNX Runtime, on the CPU or an NVIDIA GPU."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,45 +31,18 @@ class OnnxSession:
         self, file: OnnxFile, *, device: Device, threads: int | None, tensorrt: bool = False
     ) -> None:
         ort = import_onnxruntime()
-        wanted = _device(ort, "cuda" if tensorrt else device)
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or usable_cores()
-        options.inter_op_num_threads = 1
-        # What goes wrong is raised, once; why a GPU cannot be used is only logged.
-        options.log_severity_level = 4 if wanted == "cpu" else 3
-        # The graph is handed over as bytes, which lie in no folder.
-        options.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", str(file.path.parent)
-        )
-        # TF32, which ONNX Runtime takes unless told, has the digits of float16: float32 is to be that.
-        providers: list[Any] = [_CPU] if wanted == "cpu" else [(_CUDA, {"use_tf32": "0"}), _CPU]
-        if tensorrt:
-            providers = [(_TENSORRT, _tensorrt_options(ort, file)), *providers]
+        tensorrts = [(_TENSORRT, _tensorrt_options(ort, file))] if tensorrt else []
         try:
-            session = ort.InferenceSession(file.content, options, providers=providers)
-        except Exception as error:  # ONNX Runtime's errors share no base but Exception
-            if wanted == "cpu" and file.spec.precision == "bf16":
+            session, self.device = start(
+                file.path, file.content, device=device, threads=threads, before=tensorrts
+            )
+        except ModelError as error:
+            if device != "cuda" and not tensorrt and file.spec.precision == "bf16":
                 raise ModelError(
                     f"{file.path} is in bf16, which ONNX Runtime has on GPUs alone. Take an export in "
                     "fp32, --runtime openvino, or --device cuda."
                 ) from error
-            raise ModelError(
-                f"{file.path} is not an ONNX model that ONNX Runtime {ort.__version__} can load "
-                f"({first_line(error)}). Export it again, or check that the file is whole."
-            ) from error
-        # ONNX Runtime falls back to the CPU in silence: what was asked for must be what runs.
-        taken = session.get_providers()[0]
-        self.device = "cpu" if taken == _CPU else "cuda"
-        if tensorrt and taken != _TENSORRT:
-            raise DeviceError(
-                f"ONNX Runtime {ort.__version__} could not use TensorRT: it needs version 10, "
-                "which it is linked with. Take --runtime onnxruntime or tensorrt."
-            )
-        if device == "cuda" and self.device != "cuda":
-            raise DeviceError(
-                "The GPU was asked for, but ONNX Runtime could not use it and would run on the CPU. "
-                "See `geodeploy doctor`, or take --device cpu."
-            )
+            raise
         self.spec = file.spec
         self.name = f"onnxruntime {ort.__version__}" + (" with TensorRT" if tensorrt else "")
         self.precision = file.spec.precision
@@ -116,6 +90,101 @@ class OnnxSession:
     def close(self) -> None:
         """Give back the memory."""
         del self._session
+
+
+def start(
+    path: Path,
+    content: bytes,
+    *,
+    device: Device,
+    threads: int | None,
+    before: Sequence[tuple[str, dict[str, str]]] = (),
+    settings: Mapping[str, str] | None = None,
+) -> tuple[Any, str]:
+    """A session of ONNX Runtime for the graph ``content``, which lies in ``path``; where it runs.
+
+    Providers that come ``before`` CUDA must be those that run it, on the GPU.
+
+    Raises:
+        ModelError: ONNX Runtime cannot load it.
+        DeviceError: the device asked for is not there.
+    """
+    ort = import_onnxruntime()
+    wanted = _device(ort, "cuda" if before else device)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or usable_cores()
+    options.inter_op_num_threads = 1
+    # What goes wrong is raised, once; why a GPU cannot be used is only logged.
+    options.log_severity_level = 4 if wanted == "cpu" else 3
+    # The graph is handed over as bytes, which lie in no folder.
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(path.parent)
+    )
+    for name, value in (settings or {}).items():
+        options.add_session_config_entry(name, value)
+    # TF32, which ONNX Runtime takes unless told, has the digits of float16: float32 is to be that.
+    providers: list[Any] = [_CPU] if wanted == "cpu" else [(_CUDA, {"use_tf32": "0"}), _CPU]
+    try:
+        session = ort.InferenceSession(content, options, providers=[*before, *providers])
+    except Exception as error:  # ONNX Runtime's errors share no base but Exception
+        raise ModelError(
+            f"{path} is not an ONNX model that ONNX Runtime {ort.__version__} can load "
+            f"({first_line(error)}). Export it again, or check that the file is whole."
+        ) from error
+    # ONNX Runtime falls back to the CPU in silence: what was asked for must be what runs.
+    taken = session.get_providers()[0]
+    if before and taken != before[0][0]:
+        raise DeviceError(
+            f"ONNX Runtime {ort.__version__} could not use TensorRT: it needs version 10, "
+            "which it is linked with. Take --runtime onnxruntime or tensorrt."
+        )
+    found = "cpu" if taken == _CPU else "cuda"
+    if device == "cuda" and found != "cuda":
+        raise DeviceError(
+            "The GPU was asked for, but ONNX Runtime could not use it and would run on the CPU. "
+            "See `geodeploy doctor`, or take --device cpu."
+        )
+    return session, found
+
+
+class Graph:
+    """A graph loaded in ONNX Runtime, which any number of threads may run. See `start`."""
+
+    def __init__(
+        self,
+        path: Path,
+        content: bytes,
+        *,
+        device: Device,
+        threads: int | None,
+        settings: Mapping[str, str],
+    ) -> None:
+        ort = import_onnxruntime()
+        self._session, self.device = start(
+            path, content, device=device, threads=threads, settings=settings
+        )
+        self.path = path
+        self.name = f"onnxruntime {ort.__version__}"
+        self.inputs = _values(self._session.get_inputs())
+        self.optional = {item.name for item in self._session.get_overridable_initializers()}
+        """Names of inputs that have a value of their own."""
+        self.outputs = _values(self._session.get_outputs())
+        self._run_options = ort.RunOptions()
+        self._run_options.log_severity_level = 4  # what goes wrong is raised, once
+
+    def run(
+        self, outputs: Sequence[str], feed: Mapping[str, NDArray[np.float32]]
+    ) -> list[NDArray[np.float32]]:
+        """The values of ``outputs``; the first of ``feed`` is the tiles."""
+        try:
+            found: list[NDArray[np.float32]] = self._session.run(outputs, feed, self._run_options)
+        except Exception as error:  # ONNX Runtime's errors share no base but Exception
+            shape = list(next(iter(feed.values())).shape)
+            raise ModelError(
+                f"{self.path}: {self.name} could not run it on {shape} "
+                f"({first_line(error)}). Check the tile in its description, or take a smaller --batch."
+            ) from error
+        return found
 
 
 def import_onnxruntime() -> Any:

@@ -62,6 +62,12 @@ class TunedModel(nn.Module):
 
         The pixels are finite and in the spec's units.
         """
+        scaled_BCHW, maps = self.encode(pixels_BCHW)
+        outputs = self.decoder(maps, scaled_BCHW)
+        return in_units(outputs, self.value_mean, self.value_std)
+
+    def encode(self, pixels_BCHW: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """What the decoder takes: the normalised pixels, and the backbone's maps."""
         scaled_BCHW = self.normalise(pixels_BCHW)
         maps = self.backbone.forward_intermediates(
             scaled_BCHW,
@@ -70,10 +76,7 @@ class TunedModel(nn.Module):
             intermediates_only=True,
             stop_early=True,
         )
-        outputs: Tensor = self.decoder(maps, scaled_BCHW)
-        if self.value_mean is None or self.value_std is None:
-            return outputs
-        return outputs * self.value_std + self.value_mean
+        return scaled_BCHW, list(maps)
 
     def normalise(self, pixels_BCHW: Tensor) -> Tensor:
         """Numbers around zero, in the manner the spec calls ``scaling``."""
@@ -110,6 +113,11 @@ class TunedModel(nn.Module):
 
 def _column(values: Sequence[float]) -> Tensor:
     return torch.tensor(values).reshape(-1, 1, 1)
+
+
+def in_units(outputs: Tensor, mean: Tensor | None, std: Tensor | None) -> Tensor:
+    """What a decoder gives, in its target's unit where 0 and 1 stand for ``mean`` and ``std`` more."""
+    return outputs if mean is None or std is None else outputs * std + mean
 
 
 def assemble(

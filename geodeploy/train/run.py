@@ -173,6 +173,17 @@ def load_run(path: Path) -> Run:
     )
 
 
+def load_start(run: Run) -> nn.Module:
+    """The encoder that ``run`` began with.
+
+    Where the RUN holds a whole backbone, and not beside an adapter, it is the one that it ended with.
+    """
+    backbone = _build_backbone(run.spec, run.recipe)
+    if _is_complete(run.recipe):
+        _read_backbone(run.path, backbone.encoder, set(backbone.encoder.state_dict()))
+    return backbone.encoder.eval().requires_grad_(False)
+
+
 def _share_alike(folder: Path) -> None:
     """Give every file the mode the user's umask gives; safetensors writes for the owner alone."""
     mode = (folder / RECIPE).stat().st_mode
