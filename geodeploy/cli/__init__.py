@@ -10,7 +10,7 @@ from types import FrameType
 
 import typer
 
-from geodeploy.cli import data, demo, distil, doctor, evaluate, export, inspect, predict, train
+from geodeploy.cli import data, demo, distil, doctor, evaluate, export, inspect, predict, train, verify
 from geodeploy.errors import GeodeployError
 
 app = typer.Typer(
@@ -23,7 +23,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (train, distil, evaluate, export, predict, inspect, doctor, demo):
+for _command in (train, distil, evaluate, export, verify, predict, inspect, doctor, demo):
     app.command()(getattr(_command, _command.__name__.rpartition(".")[2]))
 app.add_typer(data.data, name="data")
 

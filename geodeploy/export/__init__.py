@@ -8,10 +8,11 @@ from geodeploy.errors import require
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from geodeploy.export.drift import Bisection
     from geodeploy.export.options import ExportOptions
     from geodeploy.export.parity import ParityReport
 
-__all__ = ["export", "export_adapters", "verify"]
+__all__ = ["bisect", "export", "export_adapters", "verify"]
 
 
 def export(
@@ -97,6 +98,24 @@ def verify(run: Path | str, model: Path | str, *, adapter: Path | str | None = N
     from geodeploy.export.proof import verify_model
 
     return verify_model(Path(run), Path(model))
+
+
+def bisect(run: Path | str, model: Path | str, *, tolerance: float | None = None) -> "list[Bisection]":
+    """Find in each runtime the first value of an ONNX file that is not what the RUN computes.
+
+    The file may be one that `verify` accepts or refuses; it is run on the tile in which it is furthest
+    off, with each layer's output looked at.
+
+    Args:
+        run: The RUN that the model was made of.
+        model: An ONNX file that `geodeploy export` made; values are known by the names it gives.
+        tolerance: Of a value's largest difference over the reference's largest number; None for that of
+            the release.
+    """
+    _needs_the_extra()
+    from geodeploy.export.proof import bisect_model
+
+    return bisect_model(Path(run), Path(model), tolerance)
 
 
 def _needs_the_extra() -> None:

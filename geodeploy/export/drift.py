@@ -18,7 +18,7 @@ from geodeploy.spec import ModelSpec
 
 
 class Drift(BaseModel):
-    """The first value of a graph that is not what PyTorch computes; all before it are."""
+    """A value of a graph that is not what PyTorch computes."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
@@ -31,6 +31,11 @@ class Drift(BaseModel):
     relative_diff: float | None
     """Its largest difference over the reference's largest number; None where it has none."""
 
+    @property
+    def size(self) -> float:
+        """The same, infinite where there is none."""
+        return float("inf") if self.relative_diff is None else self.relative_diff
+
     def __str__(self) -> str:
         far = (
             "of another shape, NaN or infinite"
@@ -39,6 +44,33 @@ class Drift(BaseModel):
         )
         return (
             f"{self.value} ({self.node}), made of {self.module}, is the first value that drifts: {far}"
+        )
+
+
+class Bisection(BaseModel):
+    """A graph beside PyTorch, value by value."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    runtime: str
+    tolerance: float
+    """Of a value's largest difference over the reference's largest number."""
+    compared: int
+    """Values that both have, by their names."""
+    first_drift: Drift | None
+    """None where all lie within the tolerance."""
+    largest: Drift | None
+    """The value that is furthest off; None where none could be compared."""
+
+    def __str__(self) -> str:
+        if self.largest is None:
+            return f"{self.runtime}: no value of the graph has a name that our exporter gives"
+        if self.first_drift:
+            return f"{self.runtime}: {self.first_drift} (more than {self.tolerance:g})"
+        return (
+            f"{self.runtime}: none of {self.compared} values drifts by more than {self.tolerance:g}; "
+            f"{self.largest.value} ({self.largest.node}), made of {self.largest.module}, is furthest "
+            f"off, by {self.largest.size:.2g}"
         )
 
 
@@ -78,6 +110,18 @@ def first_drift(
     Values are known by the names that our exporter gives; of a graph that has none of them, and of one
     in which nothing drifts, there is nothing to tell.
     """
+    return bisect(reference, file, pixels, runtime=runtime, tolerance=tolerance).first_drift
+
+
+def bisect(
+    reference: Reference,
+    file: OnnxFile,
+    pixels: NDArray[np.float32],
+    *,
+    runtime: str = "onnxruntime",
+    tolerance: float,
+) -> Bisection:
+    """How far the values of the graph in ``file`` are from ``reference``, in their order."""
     model = load(file)
     known = {
         name: node
@@ -87,16 +131,22 @@ def first_drift(
     }
     (feed,) = to_graph(pixels, file.spec, None)
     found = values_of(model, known, runtime=runtime)(feed)
-    for name, node in known.items():
-        difference = _relative_diff(found[name], reference.arrays[name])
-        if not difference <= tolerance:
-            return Drift(
-                value=name,
-                node=f"{node.op_type} {node.name}".strip(),
-                module=reference.modules[name],
-                relative_diff=difference if np.isfinite(difference) else None,
-            )
-    return None
+    drifts = [
+        Drift(
+            value=name,
+            node=f"{node.op_type} {node.name}".strip(),
+            module=reference.modules[name],
+            relative_diff=_relative_diff(found[name], reference.arrays[name]),
+        )
+        for name, node in known.items()
+    ]
+    return Bisection(
+        runtime=runtime,
+        tolerance=tolerance,
+        compared=len(drifts),
+        first_drift=next((drift for drift in drifts if drift.size > tolerance), None),
+        largest=max(drifts, key=lambda drift: drift.size, default=None),
+    )
 
 
 class _Recorder(torch.fx.Interpreter):
@@ -120,9 +170,10 @@ def _module(node: torch.fx.Node) -> str:
     return str(path) or str(kind).rpartition(".")[-1]
 
 
-def _relative_diff(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+def _relative_diff(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float | None:
     if found.shape != expected.shape:
-        return float("inf")
+        return None
     if not found.size:
         return 0.0
-    return float(np.abs(found - expected).max() / max(float(np.abs(expected).max()), 1e-12))
+    difference = np.abs(found - expected).max() / max(float(np.abs(expected).max()), 1e-12)
+    return float(difference) if np.isfinite(difference) else None

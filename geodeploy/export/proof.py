@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
-from geodeploy.errors import ParityError
+from geodeploy.errors import ModelError, ParityError
+from geodeploy.export import drift
 from geodeploy.export.deepness import DeepnessModel
-from geodeploy.export.drift import Drift, first_drift, reference_values
+from geodeploy.export.drift import Bisection, Drift, bisect, first_drift, reference_values
 from geodeploy.export.merge import merge
 from geodeploy.export.parity import (
     OtherRuntime,
@@ -17,7 +19,7 @@ from geodeploy.export.parity import (
     report_on,
     tolerance,
 )
-from geodeploy.runtime.graph import read_onnx
+from geodeploy.runtime.graph import OnnxFile, read_onnx
 from geodeploy.runtime.reference import Reference, pixels_to_keep, thinned
 from geodeploy.spec import REFERENCE_KEY, ModelSpec
 from geodeploy.train.run import Run, load_run
@@ -39,6 +41,27 @@ def verify_model(run: Path, model: Path) -> ParityReport:
     return report
 
 
+def bisect_model(run: Path, model: Path, allowed: float | None) -> list[Bisection]:
+    """See `geodeploy.export.bisect`."""
+    if model.suffix != ".onnx":
+        raise ModelError(f"{model}: values are looked at in ONNX files. Export the RUN as one.")
+    tuned = load_run(run)
+    merged = merge(tuned.model)
+    report = report_on(tuned.model, tuned.spec, model, tuned.tiles.pixels, tuned.tiles.labels)
+    file, tile, reference = _on_worst_tile(tuned, merged, model, report)
+    return [
+        bisect(
+            reference,
+            file,
+            tile,
+            runtime=_name(item.runtime),
+            tolerance=tolerance(file.spec).relative_diff if allowed is None else allowed,
+        )
+        for item in _compared(report)
+        if item.exported
+    ]
+
+
 def prove(
     tuned: Run, merged: nn.Module, model: Path, *, merged_max_abs_diff: float | None = None
 ) -> ParityReport:
@@ -54,15 +77,12 @@ def prove(
         tuned.tiles.labels,
         merged_max_abs_diff=merged_max_abs_diff,
     )
-    # Halves are told of as a GPU computes them, in which the release is decided.
-    compared = [report] if report.rounded else _in_all_runtimes(report)
-    failed = [item for item in compared if item.problem and item.exported and model.suffix == ".onnx"]
+    failed = [
+        item for item in _compared(report) if item.problem and item.exported and model.suffix == ".onnx"
+    ]
     if not failed:
         return report
-    file = as_on_gpu(read_onnx(model))
-    worst = report.exported.worst_tile
-    tile = np.ascontiguousarray(tuned.tiles.pixels[worst : worst + 1])
-    reference = reference_values(as_told(merged, file.spec), file.spec, tile)
+    file, tile, reference = _on_worst_tile(tuned, merged, model, report)
     drifts = {
         item.runtime: first_drift(
             reference,
@@ -83,6 +103,16 @@ def reference_text(tuned: Run) -> dict[str, str]:
     return {REFERENCE_KEY: reference.to_text()}
 
 
+def _on_worst_tile(
+    tuned: Run, merged: nn.Module, model: Path, report: ParityReport
+) -> tuple[OnnxFile, NDArray[np.float32], drift.Reference]:
+    """The file ``model``, the tile in which it is furthest off, and what PyTorch computes of that."""
+    file = as_on_gpu(read_onnx(model))
+    worst = report.exported.worst_tile
+    tile = np.ascontiguousarray(tuned.tiles.pixels[worst : worst + 1])
+    return file, tile, reference_values(as_told(merged, file.spec), file.spec, tile)
+
+
 def as_told(merged: nn.Module, spec: ModelSpec) -> nn.Module:
     """``merged`` with what ``spec`` says of the graph's input and output."""
     return DeepnessModel(merged, spec) if spec.input_range else merged
@@ -96,6 +126,11 @@ def _told(report: ParityReport, drifts: dict[str, Drift | None]) -> ParityReport
     return report.model_copy(
         update={"first_drift": drifts.get(report.runtime), "other_runtimes": others}
     )
+
+
+def _compared(report: ParityReport) -> list[ParityReport | OtherRuntime]:
+    """Halves are told of as a GPU computes them, in which the release is decided."""
+    return [report] if report.rounded else _in_all_runtimes(report)
 
 
 def _in_all_runtimes(report: ParityReport) -> list[ParityReport | OtherRuntime]:
