@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from rasterio.errors import NotGeoreferencedWarning
 from rasterio.windows import Window
 
 from geodeploy.spec import METADATA_KEY, Band, ModelSpec, SegmentationClass, Target, default_color
+
+# A shell that runs the suite in the background has it ignored, and what the tests start inherits that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile(
     "geodeploy",
