@@ -36,9 +36,10 @@ class Reference:
     """(N, K, h, w): of every fourth row and column."""
 
     def to_text(self) -> str:
-        """What `from_text` reads: pixels in 256 steps from least to greatest, outputs as halves."""
+        """What `from_text` reads: pixels in 256 steps, outputs as shares of the largest, in halves."""
         low, step, levels = _levels(self.pixels)
-        parts = (low, step, levels, self.outputs.astype("<f2"))
+        largest = _largest(self.outputs).astype("<f4")
+        parts = (low, step, levels, largest, (self.outputs / largest).astype("<f2"))
         content = b"".join(part.tobytes() for part in parts)
         return base64.b64encode(zlib.compress(content, 9)).decode()
 
@@ -48,19 +49,21 @@ class Reference:
         planes, side = len(spec.planes), len(range(0, spec.tile, _STEP))
         shape = (TILES, planes, spec.tile, spec.tile)
         wanted = (TILES, len(spec.outputs), side, side)
-        sizes = [4 * planes, 4 * planes, int(np.prod(shape)), 2 * int(np.prod(wanted))]
+        number = len(spec.outputs)
+        sizes = [4 * planes, 4 * planes, int(np.prod(shape)), 4 * number, 2 * int(np.prod(wanted))]
         # Never more than that is unpacked: the file may come from anybody.
         content = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), sum(sizes) + 1)
         if len(content) != sum(sizes):
             raise ValueError(f"{len(content)} bytes, {sum(sizes)} are needed")
         cuts = np.cumsum([0, *sizes])
-        low, step, levels, outputs = (content[a:b] for a, b in pairwise(cuts))
+        low, step, levels, largest, shares = (content[a:b] for a, b in pairwise(cuts))
         pixels = _unpacked(
             np.frombuffer(low, "<f4"),
             np.frombuffer(step, "<f4"),
             np.frombuffer(levels, np.uint8).reshape(shape),
         )
-        return cls(pixels, np.frombuffer(outputs, "<f2").reshape(wanted).astype(np.float32))
+        outputs = np.frombuffer(shares, "<f2").reshape(wanted).astype(np.float32)
+        return cls(pixels, outputs * np.frombuffer(largest, "<f4").reshape(number, 1, 1))
 
 
 def pixels_to_keep(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -88,11 +91,21 @@ def difference(session: Session, reference: Reference) -> str | None:
     found, expected = thinned(session.run(reference.pixels)), reference.outputs
     if not np.isfinite(found).all():
         return "it gives NaN or infinity"
+    apart = np.abs(found - expected)
+    if session.spec.task == "regression":  # each quantity has a size of its own, and none is a class
+        far = float((apart / _largest(expected)).max())
+        return f"quantities differ by {far:.2g} of the largest" if far > _RELATIVE_DIFF else None
     agreement = float((found.argmax(axis=1) == expected.argmax(axis=1)).mean())
-    far = float(np.abs(found - expected).max() / max(float(np.abs(expected).max()), 1e-12))
+    far = float(apart.max() / _largest(expected).max())
     if agreement >= _AGREEMENT and far <= _RELATIVE_DIFF:
         return None
     return f"{agreement:.2%} of pixels have the same class, outputs differ by {far:.2g} of the largest"
+
+
+def _largest(outputs: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The greatest distance from 0 of each output, (K, 1, 1)."""
+    largest: NDArray[np.float32] = np.abs(outputs).max(axis=(0, 2, 3))
+    return np.maximum(largest, np.float32(1e-12))[:, None, None]
 
 
 def _levels(

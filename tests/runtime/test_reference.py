@@ -25,9 +25,10 @@ from geodeploy.runtime.onnx import OnnxSession
 from geodeploy.runtime.plan import PlanOptions
 from geodeploy.runtime.reference import Reference, difference, pixels_to_keep, reference_of, thinned
 from geodeploy.runtime.tensorrt import engine_key
-from geodeploy.spec import REFERENCE_KEY, ModelSpec
+from geodeploy.spec import REFERENCE_KEY, ModelSpec, Target
 from geodeploy.train.run import load_run
 
+TARGETS = (Target(name="height", unit="m"), Target(name="moisture"))
 MakeModel = Callable[..., Any]
 MakeSpec = Callable[..., ModelSpec]
 Tune = Callable[..., Path]
@@ -111,6 +112,24 @@ def test_what_is_packed_is_what_is_read(make_spec: MakeSpec) -> None:
     np.testing.assert_allclose(read.outputs, outputs, rtol=1e-3, atol=1e-5)
     with pytest.raises(ValueError, match="are needed"):
         Reference.from_text(text, make_spec(tile=128))
+
+
+def test_quantities_beyond_halves_are_kept_and_told_apart_each_by_its_size(
+    make_model: MakeModel, make_spec: MakeSpec, tmp_path: Path
+) -> None:
+    spec = make_spec(tile=16, overlap=4, targets=TARGETS)
+    model = make_model(tmp_path / "model.onnx", spec)
+    pixels = pixels_to_keep(np.random.default_rng(0).uniform(0, 0.6, (2, 6, 16, 16)).astype(np.float32))
+    with OnnxSessionOf(model.path) as session:
+        outputs = thinned(session.run(pixels))
+        sizes = np.array([1e6, 1e-6], np.float32).reshape(2, 1, 1)
+        kept = Reference.from_text(Reference(pixels, outputs * sizes).to_text(), spec)
+        np.testing.assert_allclose(kept.outputs, outputs * sizes, rtol=2e-3, atol=1e-9)
+        assert difference(session, Reference(pixels, outputs)) is None
+        wrong = outputs * np.array([1, 1.2], np.float32).reshape(2, 1, 1)
+        told = difference(session, Reference(pixels, wrong))
+    assert told is not None
+    assert told.startswith("quantities differ")
 
 
 @pytest.mark.parametrize("text", ["", "?", "AAAA", "eJwDAAAAAAE="])
