@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from geodeploy.evaluate import evaluate
     from geodeploy.export import export, export_adapters
     from geodeploy.export.options import ExportOptions
+    from geodeploy.imports import import_terratorch
+    from geodeploy.imports.options import ImportOptions
     from geodeploy.model import Model
     from geodeploy.predict import PredictOptions, predict, predict_scenes
     from geodeploy.report import Failure, Report
@@ -29,6 +31,7 @@ __all__ = [
     "ExportOptions",
     "Failure",
     "GeodeployError",
+    "ImportOptions",
     "Model",
     "ModelSpec",
     "PredictOptions",
@@ -39,6 +42,7 @@ __all__ = [
     "evaluate",
     "export",
     "export_adapters",
+    "import_terratorch",
     "predict",
     "predict_array",
     "predict_scenes",
@@ -49,6 +53,7 @@ _HOMES = {
     "ExportOptions": "export.options",
     "Failure": "report",
     "GeodeployError": "errors",
+    "ImportOptions": "imports.options",
     "Model": "model",
     "ModelSpec": "spec",
     "PredictOptions": "predict",
@@ -59,6 +64,7 @@ _HOMES = {
     "evaluate": "evaluate",
     "export": "export",
     "export_adapters": "export",
+    "import_terratorch": "imports",
     "predict": "predict",
     "predict_array": "arrays",
     "predict_scenes": "predict",

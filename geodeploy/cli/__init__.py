@@ -10,7 +10,19 @@ from types import FrameType
 
 import typer
 
-from geodeploy.cli import data, demo, distil, doctor, evaluate, export, inspect, predict, train, verify
+from geodeploy.cli import (
+    data,
+    demo,
+    distil,
+    doctor,
+    evaluate,
+    export,
+    importing,
+    inspect,
+    predict,
+    train,
+    verify,
+)
 from geodeploy.errors import GeodeployError
 
 app = typer.Typer(
@@ -26,6 +38,7 @@ app = typer.Typer(
 for _command in (train, distil, evaluate, export, verify, predict, inspect, doctor, demo):
     app.command()(getattr(_command, _command.__name__.rpartition(".")[2]))
 app.add_typer(data.data, name="data")
+app.add_typer(importing.importing, name="import")
 
 
 class _Stopped(BaseException):

@@ -144,8 +144,8 @@ def _input(spec: ModelSpec) -> dict[str, Any]:
     return {
         "name": "pixels",
         "description": f"{units}, {told}. Pixels without data hold the mean of their band.",
-        "bands": spec.band_names,
-        "input": _array(spec, len(spec.bands), "bands"),
+        "bands": [band.name for band in spec.planes],
+        "input": _array(spec, len(spec.planes), "bands"),
         **({"value_scaling": scaling} if scaling else {}),
     }
 

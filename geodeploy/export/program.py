@@ -102,4 +102,4 @@ def read_program(path: Path) -> tuple[nn.Module, ModelSpec]:
 
 def _example(spec: ModelSpec) -> torch.Tensor:
     # A batch of two: the exporter takes a size of one for a constant.
-    return torch.zeros(2, len(spec.bands), spec.tile, spec.tile)
+    return torch.zeros(2, len(spec.planes), spec.tile, spec.tile)

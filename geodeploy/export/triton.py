@@ -51,7 +51,7 @@ def write_beside(folder: Path, name: str, spec: ModelSpec, tile: NDArray[np.floa
     ``tile`` (C, tile, tile), in the spec's units, is what the server warms up with.
     """
     side = [spec.tile, spec.tile]
-    taken = [len(spec.bands), *side]
+    taken = [len(spec.planes), *side]
     warmup = "".join(_WARMUP.format(batch=batch, taken=taken) for batch in (1, _MAX_BATCH))
     config = _CONFIG.format(
         name=json.dumps(name, ensure_ascii=False),

@@ -1,8 +1,8 @@
-"""The backbone for any bands and tile, with its first weights: a timm model or our light pyramid."""
+"""The backbone for any bands and tile, with its first weights: of timm, Prithvi or a light pyramid."""
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import timm
@@ -13,6 +13,7 @@ from torch import nn
 
 from geodeploy.bands import WAVELENGTH_UM
 from geodeploy.errors import RecipeError, WeightsError, first_line
+from geodeploy.train import prithvi
 from geodeploy.train.pyramid import LightPyramid
 from geodeploy.train.recipe import LIGHT, Model
 from geodeploy.train.weights import load_weights
@@ -31,6 +32,8 @@ class Taps:
     """Channels of each."""
     strides: tuple[int, ...]
     """Pixels of the tile to one of the map, for each."""
+    raw: bool = False
+    """Whether a transformer's maps are taken without the normalisation at its end."""
 
     @property
     def pyramid(self) -> bool:
@@ -63,6 +66,9 @@ def build_backbone(model: Model, bands: Sequence[str], *, load: bool = True) -> 
         WeightsError: the weights are missing, not the ones named, or do not fit.
     """
     encoder: nn.Module
+    blocks = model.terratorch.blocks if model.terratorch else None
+    if model.timesteps > 1 and model.backbone not in prithvi.VARIANTS:
+        raise RecipeError(f"model.timesteps: {model.backbone} takes 1 date, found {model.timesteps}.")
     if model.backbone == LIGHT:
         if model.options.of_timm():
             raise RecipeError(
@@ -72,8 +78,10 @@ def build_backbone(model: Model, bands: Sequence[str], *, load: bool = True) -> 
         encoder = LightPyramid(len(bands), model.options.channels)
         taps, first = Taps(*encoder.levels()), "stages.0.0.0"
     else:
-        encoder = _create(model, len(bands))
-        taps, first = find_taps(encoder), _first_layer(encoder)
+        prithvis = model.backbone in prithvi.VARIANTS
+        encoder = (_create_prithvi if prithvis else _create)(model, len(bands))
+        taps, first = find_taps(encoder, blocks), _first_layer(encoder)
+        taps = replace(taps, raw=model.terratorch is not None)
     _check_tile(model, taps)
     if taps.pyramid:
         _check_maps(encoder, taps, model, len(bands))
@@ -84,15 +92,28 @@ def build_backbone(model: Model, bands: Sequence[str], *, load: bool = True) -> 
     return Backbone(encoder, taps, first, weights.sha256, new_patches)
 
 
-def find_taps(encoder: nn.Module) -> Taps:
-    """Four blocks spread evenly over a transformer, or every level of a pyramid."""
+def find_taps(encoder: nn.Module, blocks: Sequence[int] | None = None) -> Taps:
+    """The ``blocks`` of a transformer or levels of a pyramid; None for those that decoders ask for.
+
+    Those are four blocks spread evenly over a transformer, and every level of a pyramid.
+
+    Raises:
+        RecipeError: there is no such block.
+    """
     if isinstance(encoder, VisionTransformer):
-        indices = decoded_blocks(len(encoder.blocks))
-        patch = encoder.patch_embed.patch_size[0]
-        return Taps(indices, (encoder.embed_dim,) * len(indices), (patch,) * len(indices))
-    about: Any = encoder.feature_info
-    levels = [(info["num_chs"], info["reduction"]) for info in about]
-    return Taps(tuple(range(len(levels))), *(tuple(part) for part in zip(*levels, strict=True)))
+        indices = tuple(blocks or decoded_blocks(len(encoder.blocks)))
+        wide = encoder.embed_dim * (encoder.dates if isinstance(encoder, prithvi.Prithvi) else 1)
+        maps = [(wide, encoder.patch_embed.patch_size[0])] * len(encoder.blocks)
+    else:
+        about: Any = encoder.feature_info
+        maps = [(info["num_chs"], info["reduction"]) for info in about]
+        indices = tuple(blocks or range(len(maps)))
+    if max(indices) >= len(maps):
+        raise RecipeError(
+            f"model.terratorch.blocks: the backbone has 0 to {len(maps) - 1}, found {max(indices)}."
+        )
+    widths, strides = zip(*(maps[index] for index in indices), strict=True)
+    return Taps(indices, widths, strides)
 
 
 def decoded_blocks(depth: int) -> tuple[int, ...]:
@@ -153,6 +174,17 @@ def _create(model: Model, bands: int) -> nn.Module:
     return encoder
 
 
+def _create_prithvi(model: Model, bands: int) -> nn.Module:
+    variant = replace(prithvi.VARIANTS[model.backbone], **model.options.of_timm())
+    if variant.embed_dim % 16 or variant.embed_dim % variant.num_heads:
+        raise RecipeError(
+            f"model.options.embed_dim: Prithvi needs a multiple of 16 and of its {variant.num_heads} "
+            f"heads, found {variant.embed_dim}."
+        )
+    _check_multiple(model, variant.patch_size, "the patch")
+    return prithvi.Prithvi(variant, bands=bands, tile=model.tile, dates=model.timesteps)
+
+
 def _first_layer(encoder: nn.Module) -> str:
     if isinstance(encoder, VisionTransformer):
         return "patch_embed.proj"
@@ -167,10 +199,14 @@ def _first_layer(encoder: nn.Module) -> str:
 
 
 def _check_tile(model: Model, taps: Taps) -> None:
-    coarsest = max(taps.strides)
+    _check_multiple(
+        model, max(taps.strides), "the pyramid's coarsest level" if taps.pyramid else "the patch"
+    )
+
+
+def _check_multiple(model: Model, coarsest: int, what: str) -> None:
     if model.tile % coarsest:
         below = max(model.tile // coarsest, 1) * coarsest
-        what = "the pyramid's coarsest level" if taps.pyramid else "the patch"
         raise RecipeError(
             f"model.tile: {model.tile} is no multiple of {what} of {coarsest}; "
             f"take {below} or {(model.tile // coarsest + 1) * coarsest}."
@@ -210,7 +246,10 @@ def _load(
     """Put ``tensors`` into ``encoder``; whether its ``first`` filters had to be made up."""
     found = dict(tensors)
     try:
-        if isinstance(encoder, VisionTransformer):
+        if isinstance(encoder, prithvi.Prithvi):
+            found = prithvi.from_published(found, bands, model.weights)
+            found["pos_embed"] = encoder.pos_embed
+        elif isinstance(encoder, VisionTransformer):
             # Resamples position embedding and patches, and knows the names of timm, DINOv2 and others.
             found = checkpoint_filter_fn(found, encoder)
     except (KeyError, RuntimeError, AttributeError, ValueError) as error:
@@ -219,7 +258,8 @@ def _load(
         ) from error
     needed = encoder.state_dict()
     new_patches = False
-    if first in found and found[first].ndim == 4:
+    # Prithvi's filters have found their bands by name.
+    if first in found and found[first].ndim == 4 and not isinstance(encoder, prithvi.Prithvi):
         channels = found[first].shape[1]
         # Three channels are red, green and blue, as every published RGB network has them.
         if channels == 3 and tuple(bands) != _RGB:

@@ -9,7 +9,14 @@ from geodeploy.train.methods import ParameterCounts
 from geodeploy.train.qkv import PARTS
 from geodeploy.train.recipe import Recipe
 
-_DECODERS = {"unet": "U-Net", "linear": "linear", "fcn": "FCN", "upernet": "UPerNet", "dpt": "DPT"}
+_DECODERS = {
+    "unet": "U-Net",
+    "linear": "linear",
+    "fcn": "FCN",
+    "upernet": "UPerNet",
+    "dpt": "DPT",
+    "terratorch": "TerraTorch",
+}
 
 
 def model_card(
@@ -26,11 +33,11 @@ def model_card(
     parts = [
         _header(recipe),
         f"# {spec.name}\n\n{_purpose(spec)}",
-        _input(spec),
+        describe_input(spec),
         "## Data\n\n" + (spec.trained_on or "Not described in the recipe.") + f"\n\n{_splits(recipe)}",
         _method(spec, recipe, counts, steps, pyramid),
         _results(scores) + _held_out(held_out),
-        _use(spec, recipe),
+        describe_use() + _plain_peft(spec, recipe),
         _licence(spec),
     ]
     return "\n\n".join(parts) + "\n"
@@ -55,7 +62,8 @@ def _purpose(spec: ModelSpec) -> str:
     return f"Maps quantities from {spec.units} imagery.\n\n" + "\n".join([header, *rows])
 
 
-def _input(spec: ModelSpec) -> str:
+def describe_input(spec: ModelSpec) -> str:
+    """What the model takes."""
     gsd = f"about {spec.gsd_m:g} m" if spec.gsd_m else "not fixed"
     rows = [
         f"| {band.name} | {band.mean:.4g} | {band.std:.4g} | "
@@ -129,16 +137,18 @@ def _held_out(scores: Mapping[str, AnyScores]) -> str:
     return "\n\n### Held out\n\nNothing was trained on, or chosen by, these.\n\n" + "\n\n".join(parts)
 
 
-def _use(spec: ModelSpec, recipe: Recipe) -> str:
-    use = (
+def describe_use() -> str:
+    """How a map is made with a RUN."""
+    return (
         "## Use\n\n`RUN` stands for this folder.\n\n```\n"
         "geodeploy export RUN -o model.onnx\n"
         "geodeploy predict SCENE.tif -m model.onnx -o map.tif\n```"
     )
-    return use + (f"\n\n{_plain_peft(spec, recipe)}" if isinstance(recipe.method, Adapter) else "")
 
 
 def _plain_peft(spec: ModelSpec, recipe: Recipe) -> str:
+    if not isinstance(recipe.method, Adapter):
+        return ""
     options = recipe.model.options.of_timm()
     shape = f"img_size={spec.tile}, in_chans={len(spec.bands)}, num_classes=0"
     shape += "".join(f", {key}={value!r}" for key, value in options.items())
@@ -152,7 +162,9 @@ def _plain_peft(spec: ModelSpec, recipe: Recipe) -> str:
             "\nfrom geodeploy.train.qkv import split_qkv\n"
             f"split_qkv(vit, {sorted(parts)})\n"
         )
-    return f"""The adapter, with a new patch embedding where the bands needed one, loads in plain peft:
+    return f"""
+
+The adapter, with a new patch embedding where the bands needed one, loads in plain peft:
 
 ```python
 import timm

@@ -462,16 +462,30 @@ def read_square(
     Pixels are the bands' ``mean`` where invalid, and mirrored, as predict does, where ``window`` ends
     before ``side`` because the raster does. Codes are those of ``part``, `IGNORED` in both.
     """
-    pixels, valid = scene.raster.read_pixels(window)
-    if not valid.all():
-        pixels = np.where(valid, pixels, mean[:, np.newaxis, np.newaxis])
-    codes = np.where(valid, scene.codes_of(window, part), np.uint8(IGNORED))
+    pixels, valid = read_filled(scene.raster, window, side, mean)
+    codes = scene.codes_of(window, part)
     short = [(0, side - size) for size in codes.shape]
     if any(pair != (0, 0) for pair in short):
-        pixels = np.pad(pixels, [(0, 0), *short], mode="reflect")
         codes = np.pad(codes, short, constant_values=IGNORED)
+    return pixels, np.where(valid, codes, np.uint8(IGNORED)), valid
+
+
+def read_filled(
+    raster: Raster, window: Window, side: int, mean: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Pixels (C, side, side) and valid pixels (side, side) from the corner of ``window`` on.
+
+    Pixels are the bands' ``mean`` where invalid, and mirrored, as predict does, where ``window`` ends
+    before ``side`` because the raster does.
+    """
+    pixels, valid = raster.read_pixels(window)
+    if not valid.all():
+        pixels = np.where(valid, pixels, mean[:, np.newaxis, np.newaxis])
+    short = [(0, side - size) for size in valid.shape]
+    if any(pair != (0, 0) for pair in short):
+        pixels = np.pad(pixels, [(0, 0), *short], mode="reflect")
         valid = np.pad(valid, short, mode="reflect")
-    return pixels, codes, valid
+    return pixels, valid
 
 
 def labelled_places(scene: LabelledScene, tile: int, overlap: int, *, part: int) -> Iterator[Tile]:

@@ -17,14 +17,15 @@ from geodeploy.train.decoder import FcnDecoder, LinearDecoder, PyramidDecoder, U
 from geodeploy.train.dpt import DptDecoder
 from geodeploy.train.methods import ParameterCounts, apply_method, count_parameters
 from geodeploy.train.recipe import Recipe
+from geodeploy.train.terratorch import TerraTorchDecoder
 from geodeploy.train.upernet import UperDecoder
 
 
 class TunedModel(nn.Module):
     """Normalises, encodes and decodes tiles.
 
-    ``backbone`` is a timm model, or peft's wrapping of one, or our light pyramid; all answer to timm's
-    `forward_intermediates`, so that a merged backbone can take the place of a wrapped one.
+    ``backbone`` is a timm model, Prithvi, peft's wrapping of one, or our light pyramid; all answer to
+    timm's `forward_intermediates`, so that a merged backbone can take the place of a wrapped one.
     """
 
     mean: Tensor
@@ -60,7 +61,8 @@ class TunedModel(nn.Module):
     def forward(self, pixels_BCHW: Tensor) -> Tensor:
         """Logits, or quantities in their units, (B, K, tile, tile) of tiles (B, C, tile, tile).
 
-        The pixels are finite and in the spec's units.
+        The pixels are finite and in the spec's units. Of several dates the bands of the
+        oldest come first; ``mean`` and ``std`` are for all of them.
         """
         scaled_BCHW, maps = self.encode(pixels_BCHW)
         outputs = self.decoder(maps, scaled_BCHW)
@@ -72,7 +74,7 @@ class TunedModel(nn.Module):
         maps = self.backbone.forward_intermediates(
             scaled_BCHW,
             indices=list(self.taps.indices),
-            norm=not self.taps.pyramid,
+            norm=not (self.taps.pyramid or self.taps.raw),
             intermediates_only=True,
             stop_early=True,
         )
@@ -166,6 +168,8 @@ def build_decoder(recipe: Recipe, taps: Taps) -> nn.Module:
     classes, model = len(recipe.outputs), recipe.model
     if model.decoder == "linear":
         return LinearDecoder(taps.widths[-1], classes, model.tile)
+    if model.terratorch is not None:
+        return TerraTorchDecoder(model.terratorch, taps, classes, model.tile)
     channels = model.decoder_channels
     if model.decoder == "fcn":
         return FcnDecoder(taps.widths[-1], classes, model.tile, channels=channels)
@@ -173,7 +177,12 @@ def build_decoder(recipe: Recipe, taps: Taps) -> nn.Module:
         return UperDecoder(taps, classes, model.tile, channels=channels[0])
     if model.decoder == "dpt":
         return DptDecoder(taps, classes, model.tile, channels=channels[0])
-    found = len(channels)
+    return _build_unet(recipe, taps)
+
+
+def _build_unet(recipe: Recipe, taps: Taps) -> nn.Module:
+    classes, model = len(recipe.outputs), recipe.model
+    channels, found = model.decoder_channels, len(model.decoder_channels)
     if taps.pyramid:
         if found != len(taps.widths) - 1:
             raise RecipeError(

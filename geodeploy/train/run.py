@@ -28,7 +28,7 @@ from geodeploy.train.method_options import AdaLora, Adapter, Full
 from geodeploy.train.methods import apply_method
 from geodeploy.train.model import TunedModel, build_decoder
 from geodeploy.train.qkv import split_qkv
-from geodeploy.train.recipe import Recipe, load_recipe, recipe_text
+from geodeploy.train.recipe import IMPORTED, Recipe, load_recipe, recipe_text
 from geodeploy.train.weights import file_sha256
 from geodeploy.writer import check_new_folder
 
@@ -156,8 +156,8 @@ def load_run(path: Path) -> Run:
         tuned,
         build_decoder(recipe, backbone.taps),
         taps=backbone.taps,
-        mean=[band.mean for band in spec.bands],
-        std=[band.std for band in spec.bands],
+        mean=[band.mean for band in spec.planes],
+        std=[band.std for band in spec.planes],
         scaling=spec.scaling,
         targets=spec.targets,
     )
@@ -206,6 +206,7 @@ def _check_same_task(path: Path, spec: ModelSpec, recipe: Recipe) -> None:
         ("classes", spec.class_values, [item.value for item in recipe.classes]),
         ("targets", [item.name for item in spec.targets], [item.name for item in recipe.targets]),
         ("tile", spec.tile, recipe.model.tile),
+        ("timesteps", spec.timesteps, recipe.model.timesteps),
     ):
         if described != trained:
             raise ModelError(
@@ -216,7 +217,7 @@ def _check_same_task(path: Path, spec: ModelSpec, recipe: Recipe) -> None:
 
 def _is_complete(recipe: Recipe) -> bool:
     """Whether the RUN holds the whole backbone, so that its first weights are needed no more."""
-    return recipe.model.weights == "random" or isinstance(recipe.method, Full)
+    return recipe.model.weights in ("random", IMPORTED) or isinstance(recipe.method, Full)
 
 
 def _build_backbone(spec: ModelSpec, recipe: Recipe) -> Backbone:
@@ -315,9 +316,9 @@ def _read_tiles(file: Path, spec: ModelSpec) -> RealTiles:
     side = spec.tile
     planes = (len(spec.targets),) if spec.targets else ()
     needed = (len(pixels), *planes, side, side)
-    if pixels.shape[1:] != (len(spec.bands), side, side) or labels.shape != needed:
+    if pixels.shape[1:] != (len(spec.planes), side, side) or labels.shape != needed:
         raise ModelError(
-            f"{file} holds pixels {pixels.shape} and labels {labels.shape}; {len(spec.bands)} bands "
+            f"{file} holds pixels {pixels.shape} and labels {labels.shape}; {len(spec.planes)} bands "
             f"and tiles of {side} are needed. Restore it."
         )
     return RealTiles(pixels.astype(np.float32), labels.astype(np.float32 if spec.targets else np.uint8))

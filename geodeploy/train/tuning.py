@@ -147,6 +147,11 @@ def tune_recipe(
     """Train ``recipe`` and write the RUN folder ``output``."""
     output = output or Path("runs") / recipe.name
     check_new_folder(output)
+    if recipe.model.timesteps > 1:
+        raise RecipeError(
+            f"model.timesteps: training reads 1 date, found {recipe.model.timesteps}. Models of "
+            "several come from elsewhere: geodeploy import terratorch."
+        )
     checkpoint = Checkpoint(output, recipe) if resume else None
     check_teachers(recipe)
     check_folder(recipe.data)
@@ -226,6 +231,7 @@ def describe(
         units=data.units,
         tile=recipe.model.tile,
         overlap=recipe.model.overlap,
+        timesteps=recipe.model.timesteps,
         gsd_m=data.gsd_m,
         task=recipe.task,
         output="values" if targets else "logits",

@@ -94,7 +94,8 @@ def test_a_mistyped_key_is_an_error_that_names_the_nearest(
         ("method.r=0", "method.r must be greater than 0, found 0"),
         (
             "model.decoder=fpn",
-            "model.decoder must be 'unet', 'linear', 'fcn', 'upernet' or 'dpt', found \"fpn\"",
+            "model.decoder must be 'unet', 'linear', 'fcn', 'upernet', 'dpt' or 'terratorch', "
+            'found "fpn"',
         ),
         ("model.backbone=timm/resnet18", "model.backbone"),
         ("model.options.channels=[8]", "model.options.channels"),

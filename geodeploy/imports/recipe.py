@@ -1,0 +1,151 @@
+"""The recipe of a model that was trained elsewhere, as far as its configuration tells one."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from geodeploy.bands import common_names
+from geodeploy.errors import RecipeError, WeightsError
+from geodeploy.imports.config import Config
+from geodeploy.imports.network import Network
+from geodeploy.imports.options import ImportOptions
+from geodeploy.imports.weights import TrainedWeights
+from geodeploy.spec import SegmentationClass, default_color, first_problem
+from geodeploy.train.method_options import Full, Lora, RsLora
+from geodeploy.train.qkv import PARTS
+from geodeploy.train.recipe import IMPORTED, Data, Model, Recipe, Scene, Statistics, Training
+
+_REACH = 20
+"""Standard deviations from the mean within which a band's values are believed: it keeps whole numbers
+apart from the reflectance that they stand for."""
+_OVERLAP = 32
+
+
+def build_recipe(
+    config: Config, network: Network, weights: TrainedWeights, name: str, options: ImportOptions
+) -> Recipe:
+    """The recipe that builds the network, for a RUN.
+
+    Raises:
+        RecipeError: the configuration leaves out what is needed.
+    """
+    tile = options.tile or network.tile
+    if tile % network.multiple:
+        nearest = max(round(tile / network.multiple), 1) * network.multiple
+        raise RecipeError(
+            f"TerraTorch would pad tiles of {tile}, which is no multiple of {network.multiple}. "
+            f"Take --tile {nearest}."
+        )
+    overlap = network.overlap
+    if overlap is None or tile != network.tile:
+        overlap = min(_OVERLAP, tile // 4)
+    bands = _bands(config, network, options)
+    try:
+        return Recipe(
+            name=re.sub(r"[^A-Za-z0-9._-]", "-", name),
+            data=_data(config, bands, options),
+            classes=_classes(config, network, options),
+            model=Model(
+                backbone=network.backbone,
+                options=network.options,
+                weights=IMPORTED,
+                tile=tile,
+                overlap=overlap,
+                timesteps=network.timesteps,
+                decoder="terratorch",
+                terratorch=network.decoder,
+            ),
+            method=_method(network, weights),
+            training=Training(epochs=1),
+        )
+    except ValidationError as error:
+        raise RecipeError(f"{config.path}: {first_problem(error)}.") from error
+
+
+def stored_scale(config: Config, options: ImportOptions) -> float:
+    """What values stored in images are multiplied with.
+
+    Raises:
+        RecipeError: the configuration does not say.
+    """
+    told = options.scale or config.told("constant_scale")
+    if told is None and not config.is_generic:
+        raise RecipeError(
+            f"{config.path} does not say what stored values are multiplied with "
+            "(data.init_args.constant_scale): give the number with --scale, 1 for none."
+        )
+    return float(told or 1.0)
+
+
+def _data(config: Config, bands: Sequence[str], options: ImportOptions) -> Data:
+    mean = _statistics(config, "mean", options.mean, bands)
+    std = _statistics(config, "std", options.std, bands)
+    scale = stored_scale(config, options)
+    return Data(
+        root=config.path.resolve().parent,
+        bands=tuple(bands),
+        units="stored values" + (f" x {scale:g}" if scale != 1 else ""),
+        valid_range=tuple(
+            (middle - _REACH * spread, middle + _REACH * spread)
+            for middle, spread in zip(mean, std, strict=True)
+        ),
+        statistics=Statistics(mean=mean, std=std),
+        scene=(Scene(image=config.path.resolve(), split="train", scale=scale),),
+    )
+
+
+def _bands(config: Config, network: Network, options: ImportOptions) -> tuple[str, ...]:
+    if options.bands:
+        return options.bands
+    told = config.told("output_bands", "dataset_bands", "bands") or network.bands
+    if not told or not all(isinstance(band, str) for band in told):
+        raise RecipeError(
+            f"{config.path} does not name the bands (data.init_args.output_bands has "
+            f"{told or 'nothing'}): name them in the model's order with --bands blue,green,red,..."
+        )
+    names = zip(told, common_names(told), strict=True)
+    return tuple(common or name.lower() for name, common in names)
+
+
+def _statistics(
+    config: Config, what: str, given: tuple[float, ...] | None, bands: Sequence[str]
+) -> tuple[float, ...]:
+    found: Any = given or config.told(f"{what}s")
+    if not isinstance(found, list | tuple) or not all(isinstance(item, int | float) for item in found):
+        raise RecipeError(
+            f"{config.path} does not say the {what} of each band (data.init_args.{what}s): give the "
+            f"numbers for {', '.join(bands)} with --{what}."
+        )
+    if len(found) != len(bands):
+        raise RecipeError(
+            f"{config.path} has {len(found)} numbers for the {what} of {len(bands)} bands, "
+            f"{', '.join(bands)}. Give as many with --{what}, or name the bands with --bands."
+        )
+    return tuple(float(item) for item in found)
+
+
+def _classes(config: Config, network: Network, options: ImportOptions) -> tuple[SegmentationClass, ...]:
+    told = config.task.get("class_names") or [f"class {value}" for value in range(network.classes)]
+    names = options.classes or tuple(map(str, told))
+    if len(names) != network.classes:
+        raise RecipeError(
+            f"{len(names)} names are given for {network.classes} classes. Give as many with --classes."
+        )
+    return tuple(
+        SegmentationClass(value=value, name=name, color=default_color(value))
+        for value, name in enumerate(names)
+    )
+
+
+def _method(network: Network, weights: TrainedWeights) -> Full | Lora | RsLora:
+    """How it was tuned; where the adapters sit, the weights say."""
+    if network.lora is None:
+        return Full()
+    split = {layer: part for part, layer in PARTS.items()}
+    layers = {re.sub(r"^blocks\.\d+\.", "", name) for name in weights.adapters}
+    targets = sorted({split.get(layer, layer) for layer in layers})
+    if not targets:
+        raise WeightsError("The YAML has a peft_config, the checkpoint has no adapters.")
+    return network.lora.kind(r=network.lora.r, alpha=network.lora.alpha, targets=tuple(targets))

@@ -1,0 +1,294 @@
+"""Models that TerraTorch 1.2.11 trained (make_checkpoints.py) do here what they did there."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+import yaml
+from numpy.typing import NDArray
+from typer.testing import CliRunner
+
+from geodeploy.cli import app
+from geodeploy.errors import OutputError, RecipeError, WeightsError
+from geodeploy.export import export
+from geodeploy.imports import import_terratorch
+from geodeploy.imports.options import ImportOptions
+from geodeploy.predict import PredictOptions, predict
+from geodeploy.train.run import load_run
+
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
+NAMES = ("lora-qkv", "lora", "dates")
+BANDS = ("blue", "green", "red", "nir08", "swir16", "swir22")
+SIDE, OTHER_SIDE = 32, 48
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory, make_raster: Callable[..., Path]) -> Path:
+    """Stored whole numbers, as the configurations expect them."""
+    pixels = np.random.default_rng(3).integers(200, 5000, (6, 70, 60)).astype(np.uint16)
+    return make_raster(tmp_path_factory.mktemp("scene") / "scene.tif", pixels, names=BANDS)
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory: pytest.TempPathFactory, scene: Path) -> Callable[..., Path]:
+    """The RUN of a checkpoint that is kept, for tiles of a side."""
+    made: dict[tuple[str, int], Path] = {}
+
+    def run(name: str, tile: int = SIDE) -> Path:
+        if (name, tile) not in made:
+            made[name, tile] = tmp_path_factory.mktemp("runs") / name
+            options = ImportOptions(scenes=(scene,), tile=tile)
+            folder = CHECKPOINTS / name
+            import_terratorch(
+                folder / "model.ckpt", folder / "config.yaml", made[name, tile], options=options
+            )
+        return made[name, tile]
+
+    return run
+
+
+def told(name: str, side: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Pixels (1, T, C, side, side) and TerraTorch's logits (1, K, side, side)."""
+    with np.load(CHECKPOINTS / name / "told.npz") as arrays:
+        pixels, logits = arrays[f"pixels_{side}"], arrays[f"logits_{side}"]
+    return pixels.swapaxes(1, 2) if pixels.ndim == 5 else pixels[:, np.newaxis], logits
+
+
+@pytest.mark.chain
+@pytest.mark.parametrize("side", [SIDE, OTHER_SIDE])
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_are_those_of_terratorch(name: str, side: int, imported: Callable[..., Path]) -> None:
+    pixels, logits = told(name, side)
+    with torch.inference_mode():
+        found = load_run(imported(name, side)).model(torch.from_numpy(pixels).flatten(1, 2)).numpy()
+    assert logits.std() > 0.05
+    assert np.abs(found - logits).max() <= 1e-4
+
+
+@pytest.mark.chain
+@pytest.mark.parametrize("name", NAMES)
+def test_the_exported_model_maps_as_terratorch_does(
+    name: str, imported: Callable[..., Path], make_raster: Callable[..., Path], tmp_path: Path
+) -> None:
+    pixels, logits = told(name, SIDE)
+    dates = [
+        make_raster(tmp_path / f"{number}.tif", date, names=BANDS)
+        for number, date in enumerate(pixels[0])
+    ]
+    report = export(imported(name), tmp_path / "model.onnx")
+    assert report.released
+    *earlier, last = dates
+    options = PredictOptions(earlier=tuple(earlier), probabilities=True)
+    predict(last, tmp_path / "model.onnx", tmp_path / "map.tif", options=options)
+    with rasterio.open(tmp_path / "map.tif") as written:
+        classes = written.read(1)
+    with rasterio.open(tmp_path / "map_probabilities.tif") as written:
+        probs = written.read() * written.scales[0]
+    best = np.sort(logits[0], axis=0)
+    assert (best[-1] - best[-2]).min() > 1e-5  # no tie that rounding could break
+    np.testing.assert_array_equal(classes, logits[0].argmax(axis=0))
+    expected = torch.from_numpy(logits[0]).softmax(dim=0).numpy()
+    assert np.ptp(expected) > 0.1
+    assert np.abs(probs - expected).max() <= 0.003  # half of what a byte tells apart, and rounding
+
+
+def test_what_the_yaml_says_is_in_the_run(imported: Callable[..., Path]) -> None:
+    run = load_run(imported("lora-qkv"))
+    assert run.spec.band_names == list(BANDS)
+    assert [band.mean for band in run.spec.bands] == [0.19, 0.2, 0.21, 0.22, 0.2, 0.18]
+    assert run.spec.units == "stored values x 0.0001"
+    assert [item.name for item in run.spec.classes] == ["land", "water", "cloud"]
+    assert (run.spec.tile, run.spec.overlap) == (32, 8)
+    method = run.spec.method
+    assert method is not None
+    assert (method.r, method.alpha) == (2, 4)
+    assert set(method.targets) == {"attn.q", "attn.v", "mlp.fc1", "mlp.fc2"}
+    assert len(run.tiles.pixels) == 6
+    assert 0.019 < run.tiles.pixels.min() < run.tiles.pixels.max() < 0.501  # scaled
+
+
+def test_the_adapter_stays_one_in_pefts_own_format(imported: Callable[..., Path]) -> None:
+    config = json.loads((imported("lora") / "adapter_config.json").read_text())
+    assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 2, 4)
+    targets = set(load_run(imported("lora")).recipe.method.model_dump()["targets"])
+    assert targets == {"attn.qkv", "attn.proj", "mlp.fc1", "patch_embed.proj"}
+
+
+class Hostile:
+    """Pickles as a call that makes a folder."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = str(marker)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.mkdir, (self.marker,))
+
+
+def with_beside(tmp_path: Path, where: str, value: object) -> Path:
+    """A checkpoint with ``value`` among its hyper-parameters, or in place of a tensor."""
+    content = torch.load(CHECKPOINTS / "lora" / "model.ckpt", weights_only=True)
+    content[where][next(iter(content[where]))] = value
+    torch.save(content, tmp_path / "changed.ckpt")
+    return tmp_path / "changed.ckpt"
+
+
+@pytest.mark.parametrize("where", ["hyper_parameters", "state_dict"])
+def test_code_in_a_checkpoint_is_never_run(where: str, tmp_path: Path) -> None:
+    marker = tmp_path / "made"
+    changed = with_beside(tmp_path, where, Hostile(marker))
+    with pytest.raises(WeightsError, match="none is called") as caught:
+        import_terratorch(changed, CHECKPOINTS / "lora" / "config.yaml", tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert not marker.exists()
+    torch.load(changed, weights_only=False)  # it was hostile
+    assert marker.exists()
+
+
+def test_objects_among_the_hyper_parameters_are_left_aside(scene: Path, tmp_path: Path) -> None:
+    config, options = CHECKPOINTS / "lora" / "config.yaml", ImportOptions(scenes=(scene,))
+    changed = with_beside(tmp_path, "hyper_parameters", [Path("a"), Hidden.ONE])
+    import_terratorch(changed, config, tmp_path / "run", options=options)
+    changed = with_beside(tmp_path, "state_dict", Hidden.ONE)
+    with pytest.raises(WeightsError, match=r"holds an object of a class .* where tensors by name"):
+        import_terratorch(changed, config, tmp_path / "other", options=options)
+
+
+class Hidden(Enum):
+    """As TerraTorch has for bands."""
+
+    ONE = "one"
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", None])
+def test_a_broken_checkpoint_is_one_line(content: bytes | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "broken.ckpt").write_bytes(content)
+    with pytest.raises(WeightsError, match=r"broken\.ckpt") as caught:
+        import_terratorch(
+            tmp_path / "broken.ckpt", CHECKPOINTS / "lora" / "config.yaml", tmp_path / "run"
+        )
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+DATA, TASK, NETWORK = "data.init_args", "model.init_args", "model.init_args.model_args"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "complaint"),
+    [
+        (f"{DATA}.means", None, "does not say the mean of each band .* with --mean"),
+        (f"{DATA}.stds", [0.1] * 5, "5 numbers for the std of 6 bands"),
+        (f"{DATA}.output_bands", [0, 1, 2, 3, 4, 5], r"does not name the bands .* with --bands"),
+        ("data.class_path", "terratorch.datamodules.Sen1Floods11", None),
+        ("model.class_path", "terratorch.tasks.PixelwiseRegressionTask", "PixelwiseRegressionTask"),
+        (f"{TASK}.model_factory", "SatMAEModelFactory", "SatMAEModelFactory; EncoderDecoderFactory"),
+        (f"{TASK}.class_names", ["land"], "1 names are given for 3 classes"),
+        (f"{NETWORK}.backbone", "terramind_v1_base", "terramind_v1_base cannot be imported; prithvi"),
+        (f"{NETWORK}.backbone_vpt", True, "backbone_vpt: True cannot be imported"),
+        (f"{NETWORK}.backbone_depth", 3, r"indices: count from 0 to 2 .* found \[0, 1, 2, 3\]"),
+        (f"{NETWORK}.backbone_depth", 5, "is not of the model that its YAML describes"),
+        (f"{NETWORK}.necks", [{"name": "AggregateTokens"}], "neck AggregateTokens cannot be imported"),
+        (f"{NETWORK}.decoder", "ASPPDecoder", "ASPPDecoder cannot be imported; FCNDecoder"),
+        (f"{NETWORK}.decoder_anything", 1, "decoder_anything is not known here"),
+        (f"{NETWORK}.rescale", False, "the decoder gives maps of 16 for tiles of 32"),
+        (f"{NETWORK}.num_classes", 1, "a segmentation has 2 or more"),
+        (f"{NETWORK}.peft_config.method", "VERA", "VERA cannot be imported; LORA can"),
+        (f"{NETWORK}.peft_config.peft_config_kwargs.r", 3, "adapters of another rank"),
+        (f"{NETWORK}.peft_config.peft_config_kwargs.use_dora", True, "use_dora: True cannot"),
+        (f"{NETWORK}.peft_config", None, "has adapters, and its YAML no peft_config"),
+    ],
+)
+def test_what_cannot_be_imported_is_said_in_one_line(
+    key: str, value: Any, complaint: str | None, scene: Path, tmp_path: Path
+) -> None:
+    folder = CHECKPOINTS / "lora"
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    table = config
+    *parents, last = key.split(".")
+    for part in parents:
+        table = table[part]
+    table[last] = value
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    options = ImportOptions(scenes=(scene,))
+    run = tmp_path / "run"
+    if complaint is None:
+        import_terratorch(folder / "model.ckpt", tmp_path / "config.yaml", run, options=options)
+        return
+    with pytest.raises((RecipeError, WeightsError), match=complaint) as caught:
+        import_terratorch(folder / "model.ckpt", tmp_path / "config.yaml", run, options=options)
+    assert "\n" not in str(caught.value)
+    assert not run.exists()
+
+
+def test_what_the_yaml_leaves_out_can_be_told(scene: Path, tmp_path: Path) -> None:
+    folder = CHECKPOINTS / "lora"
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["data"] = {"class_path": "Sen1Floods11NonGeoDataModule", "init_args": {}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    given = {"bands": BANDS, "mean": (0.2,) * 6, "std": (0.1,) * 6, "scenes": (scene,)}
+    with pytest.raises(RecipeError, match=r"multiplied with .* --scale"):
+        import_terratorch(
+            folder / "model.ckpt",
+            tmp_path / "config.yaml",
+            tmp_path / "run",
+            options=ImportOptions(**given),
+        )
+    report = import_terratorch(
+        folder / "model.ckpt",
+        tmp_path / "config.yaml",
+        tmp_path / "run",
+        options=ImportOptions(**given, scale=0.0001, classes=("a", "b", "c")),
+    )
+    assert [item.name for item in report.spec.classes] == ["a", "b", "c"]
+    assert report.spec.bands[3].mean == 0.2
+
+
+def test_a_tile_that_terratorch_would_pad_is_refused(scene: Path, tmp_path: Path) -> None:
+    folder = CHECKPOINTS / "lora"
+    options = ImportOptions(scenes=(scene,), tile=40)
+    with pytest.raises(RecipeError, match=r"pad tiles of 40, .* multiple of 16\. Take --tile 32"):
+        import_terratorch(
+            folder / "model.ckpt", folder / "config.yaml", tmp_path / "run", options=options
+        )
+
+
+def test_the_images_of_the_configuration_are_read_by_position(
+    make_raster: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "moved"
+    shutil.copytree(CHECKPOINTS / "lora", folder)
+    (folder / "chips").mkdir()
+    # swir22, swir16, nir08, red, green, blue and one more, as dataset_bands says.
+    pixels = np.stack([np.full((40, 40), 1000 * place, np.uint16) for place in (6, 5, 4, 3, 2, 1, 9)])
+    make_raster(folder / "chips" / "a_image.tif", pixels, names=(None,) * 7)
+    with pytest.raises(RecipeError, match="Name one with --scene"):
+        import_terratorch(folder / "model.ckpt", CHECKPOINTS / "lora" / "config.yaml", tmp_path / "no")
+    import_terratorch(folder / "model.ckpt", folder / "config.yaml", tmp_path / "run")
+    tiles = load_run(tmp_path / "run").tiles.pixels
+    np.testing.assert_allclose(tiles[0, :, 0, 0], [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], rtol=1e-3)
+
+
+def test_the_command_makes_a_run_and_replaces_none(scene: Path, tmp_path: Path) -> None:
+    folder = CHECKPOINTS / "dates"
+    command = ["import", "terratorch", str(folder / "model.ckpt"), str(folder / "config.yaml")]
+    command += ["-o", str(tmp_path / "run"), "--scene", str(scene)]
+    done = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "takes 2 dates of blue, green" in done.stdout
+    assert "--scale 0.0001" in done.stdout
+    with pytest.raises(OutputError, match="run"):
+        CliRunner().invoke(app, command, catch_exceptions=False)

@@ -1,0 +1,96 @@
+"""Prithvi by its name in a recipe: published weights, and a start from nothing."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from geodeploy.errors import RecipeError, WeightsError
+from geodeploy.export import export
+from geodeploy.train.backbone import build_backbone
+from geodeploy.train.prithvi import BANDS
+from geodeploy.train.recipe import Model
+from geodeploy.train.run import load_run
+
+TINY: dict[str, Any] = {
+    "backbone": "prithvi_eo_v2_tiny",
+    "tile": 32,
+    "overlap": 8,
+    "options": {"embed_dim": 32, "depth": 2, "num_heads": 2},
+}
+
+
+def encoder_of(bands: tuple[str, ...], **more: Any) -> Any:
+    return build_backbone(Model(**TINY | more), bands).encoder.eval()
+
+
+def test_the_published_file_serves_some_of_its_bands_in_any_order(tmp_path: Path) -> None:
+    whole = encoder_of(BANDS, weights="random")
+    published = {f"encoder.{name}": value for name, value in whole.state_dict().items()}
+    patches = "encoder.patch_embed.proj.weight"
+    published[patches] = published[patches].unsqueeze(2)  # filters span one date
+    published |= {
+        "decoder.mask_token": torch.zeros(1),
+        "encoder.temporal_embed_enc.scale": torch.ones(1),
+    }
+    torch.save(published, tmp_path / "prithvi.pt")
+    some = encoder_of(("swir16", "nir", "blue"), weights=str(tmp_path / "prithvi.pt"))
+    pixels = torch.randn(1, 3, 32, 32)
+    among = torch.zeros(1, 6, 32, 32)
+    among[:, [4, 3, 0]] = pixels
+    with torch.inference_mode():
+        found = some.forward_intermediates(pixels, indices=[0, 1])
+        expected = whole.forward_intermediates(among, indices=[0, 1])
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    with pytest.raises(WeightsError, match=r"know the bands blue, .*, the recipe has cirrus too"):
+        encoder_of(("blue", "cirrus"), weights=str(tmp_path / "prithvi.pt"))
+
+
+def test_dates_change_the_positions_alone_in_their_own_part() -> None:
+    one, three = (
+        encoder_of(BANDS, weights="random", timesteps=dates).pos_embed[0, 1:] for dates in (1, 3)
+    )
+    by_date = three.reshape(3, 4, 32)
+    torch.testing.assert_close(by_date[0], one)
+    assert (by_date[1] - one)[:, :24].abs().max() == 0  # column and row
+    assert (by_date[1] - one)[:, 24:].abs().min() >= 0
+    assert not torch.equal(by_date[1], by_date[2])
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"options": {"embed_dim": 40}}, "embed_dim: Prithvi needs a multiple of 16"),
+        ({"tile": 40}, "40 is no multiple of the patch of 16; take 32 or 48"),
+        ({"backbone": "vit_tiny_patch16_224", "timesteps": 2}, "takes 1 date, found 2"),
+        (
+            {"decoder": "terratorch", "terratorch": {"name": "fcn", "blocks": [2]}},
+            "the backbone has 0 to 1, found 2",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_said(change: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(RecipeError, match=complaint):
+        build_backbone(Model(**TINY | {"weights": "random"} | change), BANDS)
+
+
+def test_it_is_trained_with_a_decoder_of_terratorch(tune: Callable[..., Path], tmp_path: Path) -> None:
+    run = tune(
+        "model.backbone=prithvi_eo_v2_tiny",
+        "model.scaling=zscore",
+        "model.decoder=terratorch",
+        "model.terratorch.name=upernet",
+        "model.terratorch.neck=learned",
+        "model.terratorch.blocks=[0, 0, 1, 1]",
+        "model.terratorch.channels=[8]",
+    )
+    assert load_run(run).model.taps.indices == (0, 0, 1, 1)
+    assert export(run, tmp_path / "model.onnx").released
+
+
+def test_training_reads_one_date(tune: Callable[..., Path]) -> None:
+    with pytest.raises(RecipeError, match=r"training reads 1 date, found 2\. Models of several"):
+        tune("model.backbone=prithvi_eo_v2_tiny", "model.timesteps=2")
