@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import rasterio
 
+from geodeploy.errors import LabelError
 from geodeploy.train.data import TRAINING, open_scenes
 from geodeploy.train.recipe import load_recipe
 from geodeploy.train.seen import compute_seen
@@ -73,7 +74,7 @@ def test_what_was_seen_in_several_scenes_is_exact_whatever_the_numbers(
     assert found[2] == (0.0, 1.0)
 
 
-def test_of_training_areas_without_data_nothing_is_known(
+def test_training_areas_without_data_are_refused(
     recipe_file: Path, tmp_path: Path, make_raster: Make
 ) -> None:
     with rasterio.open(recipe_file.parent / "image.tif") as image:
@@ -83,5 +84,6 @@ def test_of_training_areas_without_data_nothing_is_known(
             transform=image.transform,
             crs=image.crs,
         )
-    with open_scenes(load_recipe(recipe_file, [f"data.scene.0.image={path}"])) as scenes:
-        assert compute_seen(scenes, 6) == (None,) * 6
+    recipe = load_recipe(recipe_file, [f"data.scene.0.image={path}"])
+    with pytest.raises(LabelError, match="No training scene has a labelled pixel"), open_scenes(recipe):
+        pass
