@@ -19,6 +19,7 @@ from geodeploy.errors import DeviceError, GeodeployError, ParityError
 from geodeploy.export import export
 from geodeploy.export.options import ExportOptions
 from geodeploy.runtime import Session, hold, open_session
+from geodeploy.runtime.cuda import Cuda
 from geodeploy.runtime.float32 import in_float32
 from geodeploy.runtime.graph import OnnxFile, read_onnx
 from geodeploy.runtime.onnx import OnnxSession
@@ -194,18 +195,20 @@ def test_an_engine_is_known_by_graph_versions_gpu_and_options(
     assert len(keys) == 5
 
 
+@pytest.fixture
+def no_gpu() -> None:
+    try:
+        Cuda()
+    except GeodeployError:
+        return
+    pytest.skip("there is a GPU")
+
+
+@pytest.mark.usefixtures("no_gpu")
 @pytest.mark.parametrize("runtime", ["tensorrt", "onnxruntime-tensorrt"])
 def test_tensorrt_without_a_gpu_is_told_in_one_line(
     make_model: MakeModel, tmp_path: Path, runtime: str
 ) -> None:
-    try:
-        from geodeploy.runtime.cuda import Cuda
-
-        Cuda()
-    except GeodeployError:
-        pass
-    else:
-        pytest.skip("there is a GPU")
     model = make_model(tmp_path / "model.onnx").path
     with pytest.raises(GeodeployError) as caught:
         open_session(model, runtime=runtime)
@@ -214,15 +217,8 @@ def test_tensorrt_without_a_gpu_is_told_in_one_line(
         open_session(model, runtime=runtime, device="cpu")
 
 
+@pytest.mark.usefixtures("no_gpu")
 def test_an_export_to_tensorrt_without_a_gpu_writes_nothing(tune: Tune, tmp_path: Path) -> None:
-    try:
-        from geodeploy.runtime.cuda import Cuda
-
-        Cuda()
-    except GeodeployError:
-        pass
-    else:
-        pytest.skip("there is a GPU")
     with pytest.raises(GeodeployError) as caught:
         export(tune(), tmp_path / "model.onnx", options=ExportOptions(to="tensorrt"))
     assert "\n" not in str(caught.value)
