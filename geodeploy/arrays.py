@@ -22,6 +22,7 @@ from rasterio.windows import Window
 
 from geodeploy.asset import Asset, Source
 from geodeploy.attributes import band_factors, band_names, fill_value, place, spatial_axes
+from geodeploy.dates import choose_dates, time_axis
 from geodeploy.errors import SourceError, first_line, require
 from geodeploy.spec import NODATA
 
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
     from geodeploy.predict import PredictOptions
 
 PREFIX = "xarray:"
-"""Begins the names of arrays: ``xarray:FILE::VARIABLE``, or ``xarray:NUMBER`` for one in memory."""
+"""Begins the names of arrays: ``xarray:FILE::VARIABLE::``, or ``xarray:NUMBER`` for one in memory. The
+number of a date may stand at their ends."""
 _held: dict[str, Any] = {}
 _numbers = itertools.count()
 
@@ -41,11 +43,16 @@ def is_store(path: Path) -> bool:
     return path.is_file() and path.suffix.lower() in (".nc", ".nc4", ".cdf")
 
 
-def store_source(path: Path) -> Source:
-    """The variables of the store that can be bands, by their names.
+def store_sources(path: Path, dates: Sequence[str] = (), most: int = 1) -> list[Source]:
+    """The variables of the store that can be bands, by their names: a source for each date.
+
+    Args:
+        path: A NetCDF file or a Zarr store.
+        dates: Those wanted; none means all there are.
+        most: How many dates a model takes.
 
     Raises:
-        SourceError: it cannot be read, or no variable lies on a regular grid, at one date.
+        SourceError: it cannot be read, no variable lies on a regular grid, or a date is not there.
     """
     with _opened(path) as store:
         names = [
@@ -57,33 +64,82 @@ def store_source(path: Path) -> Source:
             raise SourceError(
                 f"{path} has no variable on a grid of x and y, or of latitude and longitude."
             )
-        assets: list[Asset] = []
+        if dates and not any(time_axis(store[name]) for name in names):
+            raise SourceError(f"{path} has no dates to choose from: leave out --date.")
+        variables: list[list[list[Asset]]] = []
         left_out: dict[str, SourceError] = {}
         for name in names:
             try:
-                dataset = ArrayDataset(store[name], f"{path.name}: {name}")
+                variables.append(_assets(store, path, name, dates, most))
             except SourceError as error:  # the model may not need it
                 left_out[str(name)] = error
-                continue
-            own = [label or None for label in dataset.descriptions]
-            labels = [str(name)] if dataset.count == 1 else own
-            assets += [
-                Asset(f"{PREFIX}{path}::{name}", label, place) for place, label in enumerate(labels, 1)
-            ]
-    if not assets:
+    if not variables:
         raise next(iter(left_out.values()))
     without = f", {', '.join(left_out)} left out," if left_out else ""
     hints = (path.name, str(store.attrs.get("platform", "")))
-    return Source(path.name, assets, hints, without)
+    # What has no time is the same at every date.
+    return [
+        Source(
+            path.name,
+            [asset for each in variables for asset in each[date % len(each)]],
+            hints,
+            without,
+            lost=left_out,
+        )
+        for date in range(max(map(len, variables)))
+    ]
+
+
+def _assets(store: Any, path: Path, name: Any, dates: Sequence[str], most: int) -> list[list[Asset]]:
+    """The bands of one variable at each of its dates."""
+    what, found = f"{path.name}: {name}", []
+    for date in choose_dates(store[name], what, dates, most):
+        dataset = ArrayDataset(store[name], what, date=date)
+        own = [label or None for label in dataset.descriptions]
+        labels = [str(name)] if dataset.count == 1 else own
+        place = "" if date is None else date
+        found.append(
+            [
+                Asset(f"{PREFIX}{path}::{name}::{place}", label, number)
+                for number, label in enumerate(labels, 1)
+            ]
+        )
+    return found
+
+
+def held_names(path: Path, dates: Sequence[str], most: int) -> list[Path]:
+    """What the array that is held as ``path`` is called at each of the dates that are meant.
+
+    Raises:
+        SourceError: a date is not there, or there are more than a model takes.
+    """
+    chosen = choose_dates(_held[str(path)], "The array", dates, most)
+    if dates and chosen == [None]:
+        raise SourceError("The array has no dates to choose from: leave out --date.")
+    return [path if date is None else Path(f"{path}::{date}") for date in chosen]
+
+
+def is_held(path: Path) -> bool:
+    """Whether `held` gave this name."""
+    return str(path) in _held
 
 
 def open_array(name: str) -> "ArrayDataset":
-    """What `store_source` and `held` call ``name``."""
-    if name in _held:
-        return ArrayDataset(_held[name], "The array")
-    path, _, variable = name.removeprefix(PREFIX).rpartition("::")
+    """What `store_sources` and `held` call ``name``."""
+    own, _, date = name.partition("::")
+    if own in _held:
+        return ArrayDataset(_held[own], "The array", date=int(date) if date else None)
+    if "::" not in name:
+        raise SourceError(f"{name} is an array that nobody holds any more.")
+    path, variable, date = name.removeprefix(PREFIX).rsplit("::", 2)
     store = _open_store(Path(path))
-    return ArrayDataset(store[variable], f"{Path(path).name}: {variable}", store.close, files=[path])
+    return ArrayDataset(
+        store[variable],
+        f"{Path(path).name}: {variable}",
+        store.close,
+        date=int(date) if date else None,
+        files=[path],
+    )
 
 
 @contextmanager
@@ -192,24 +248,35 @@ class ArrayDataset:
         array: (y, x) or (band, y, x); other dimensions may have one place only.
         name: For messages.
         close: Called when this is closed.
+        date: The place along its time, for an array that has one.
     """
 
     alpha: Sequence[int] = ()
     gcps: tuple[list[Any], None] = ([], None)
 
-    def __init__(self, array: Any, name: str, close: Any = None, *, files: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        array: Any,
+        name: str,
+        close: Any = None,
+        *,
+        date: int | None = None,
+        files: Sequence[str] = (),
+    ) -> None:
         axes = spatial_axes(array)
         if axes is None:
             raise SourceError(f"{name} does not lie on a grid of x and y: {', '.join(array.dims)}.")
         self._close = close
+        fill = fill_value(array, name)  # `rio` forgets it when places are chosen
+        if date is not None:
+            array = array.isel({time_axis(array): date})
         many = [dim for dim in array.dims if dim not in axes and array.sizes[dim] > 1]
-        if len(many) > 1 or many == ["time"]:
+        if len(many) > 1:
             sizes = ", ".join(f"{array.sizes[dim]} of {dim}" for dim in many)
-            raise SourceError(f"{name} has {sizes}. Choose one date first; a scene has bands, y and x.")
+            raise SourceError(f"{name} has {sizes}. Choose one first; a scene has bands, y and x.")
         band = next((dim for dim in array.dims if dim not in axes and dim in many), None)
         band = band or next((dim for dim in array.dims if dim == "band"), None)
         extra = [dim for dim in array.dims if dim not in axes and dim != band]
-        fill = fill_value(array, name)  # `rio` forgets it when places are chosen
         array = array.isel(dict.fromkeys(extra, 0))
         # An axis for a single band is put in after reading: xarray would read everything for it.
         self._array = array.transpose(*axes) if band is None else array.transpose(band, *axes)

@@ -1,6 +1,9 @@
 """What a scene is made of, before its pixels are looked at."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from geodeploy.errors import SourceError
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,3 +37,5 @@ class Source:
     """File names and tags in which a satellite may be named."""
     left_out: str = ""
     """What is no band, in words that follow the name."""
+    lost: Mapping[str, SourceError] = field(default_factory=dict)
+    """What could have been a band, by its name, and why it is none."""

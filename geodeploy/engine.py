@@ -442,16 +442,17 @@ def asked_gsd_m(options: PredictOptions, spec: ModelSpec) -> float | None:
 @contextmanager
 def opened(source: Path, spec: ModelSpec, options: PredictOptions) -> Iterator[Raster]:
     """The scene, with the model's bands and with values that can be in its units."""
-    found = len(options.earlier) + 1
-    if found != spec.timesteps:
-        advice = "Name all but the last, oldest first, with --earlier."
+    if options.earlier and options.date:
         raise SourceError(
-            f"The model {spec.name} takes {_dates(spec.timesteps)} of a place, found {_dates(found)}. "
-            + (advice if spec.timesteps > 1 else "Leave out --earlier.")
+            "--earlier names scenes of one date each, --date those of one scene: give one."
         )
+    if options.earlier:
+        _check_dates(len(options.earlier) + 1, spec, options)
     with open_raster(
         source,
         earlier=options.earlier,
+        dates=options.date,
+        timesteps=1 if options.earlier else spec.timesteps,
         band_names=spec.band_names,
         select=options.bands,
         scale=options.scale,
@@ -459,8 +460,23 @@ def opened(source: Path, spec: ModelSpec, options: PredictOptions) -> Iterator[R
         gsd_m=asked_gsd_m(options, spec),
         skip=options.on_error == "skip",
     ) as raster:
+        _check_dates(raster.dates, spec, options)
         check_range(raster, spec.planes)
         yield raster
+
+
+def _check_dates(found: int, spec: ModelSpec, options: PredictOptions) -> None:
+    if found == spec.timesteps:
+        return
+    advice = "Name all but the last, oldest first, with --earlier."
+    if options.date:
+        advice = f"Choose {'one' if spec.timesteps == 1 else spec.timesteps} with --date."
+    elif spec.timesteps == 1:
+        advice = "Leave out --earlier."
+    raise SourceError(
+        f"The model {spec.name} takes {_dates(spec.timesteps)} of a place, found {_dates(found)}. "
+        + advice
+    )
 
 
 def _dates(count: int) -> str:

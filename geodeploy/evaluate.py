@@ -110,8 +110,14 @@ def _compare(mapped: Any, aligned: Any, bands: list[int], task: Task, labels: An
 @contextmanager
 def _on_grid_of(image: Path, labels: Any, spec: ModelSpec, options: PredictOptions) -> Iterator[Any]:
     """``labels`` as they lie on the grid of ``image``."""
-    gsd_m = asked_gsd_m(options, spec)
-    with open_raster(image, band_names=spec.band_names, select=options.bands, gsd_m=gsd_m) as scene:
+    with open_raster(
+        image,
+        dates=options.date,
+        timesteps=1 if options.earlier else spec.timesteps,
+        band_names=spec.band_names,
+        select=options.bands,
+        gsd_m=asked_gsd_m(options, spec),
+    ) as scene:
         crs, transform, width, height = scene.crs, scene.transform, scene.width, scene.height
     same_size = (labels.width, labels.height) == (width, height)
     if (

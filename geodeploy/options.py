@@ -57,6 +57,10 @@ class PredictOptions(BaseModel):
     earlier: tuple[Path, ...] = ()
     """The place of the scene at earlier dates, oldest first, for a model that takes several. All are
     read on the scene's grid; a pixel without data at one date has no class."""
+    date: tuple[str, ...] = ()
+    """Which dates of a NetCDF file, a Zarr store or an array, as ``2024-05-31`` or as much of its
+    beginning as tells it from the others; as many as the model takes. None takes all, if they are so
+    many."""
     bands: tuple[str, ...] | None = None
     """Names or 1-based numbers of the scene's bands in the model's order."""
     scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0

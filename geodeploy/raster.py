@@ -17,13 +17,13 @@ from rasterio.enums import MaskFlags
 from rasterio.windows import Window
 
 from geodeploy.asset import Asset, Source
-from geodeploy.bands import landsat_number, match_bands
+from geodeploy.bands import common_names, landsat_number, match_bands
 from geodeploy.blockrows import Loss, Pixels
 from geodeploy.dataset import open_dataset, open_quietly, reading
 from geodeploy.errors import GridError, RangeError, SourceError
 from geodeploy.layer import Grid, Layer
 from geodeploy.resample import Axis
-from geodeploy.source import alpha_bands, find_source
+from geodeploy.source import alpha_bands, find_sources
 from geodeploy.spec import Band
 
 log = logging.getLogger(__name__)
@@ -74,6 +74,8 @@ class Raster:
     """Whether neither the file nor the user gives a scale or an offset."""
     notes: list[str]
     """What the user should know about how the scene was read."""
+    dates: int = 1
+    """Whose bands these are, date by date, the oldest first."""
     skip: bool = False
     """Whether what cannot be read is left out as not valid."""
     keep_open: bool = True
@@ -175,6 +177,8 @@ def open_raster(
     path: Path,
     *,
     earlier: Sequence[Path] = (),
+    dates: Sequence[str] = (),
+    timesteps: int = 1,
     band_names: Sequence[str],
     select: Sequence[str] | None = None,
     scale: float | Sequence[float] = 1.0,
@@ -188,8 +192,10 @@ def open_raster(
     corner; bands on another grid are resampled to it as they are read, linearly.
 
     Args:
-        path: What `find_source` takes: a raster file, or several that make a scene.
+        path: What `find_sources` takes: a raster file, or several that make a scene.
         earlier: The same place at earlier dates, whose bands come first, date by date.
+        dates: Those to take of a scene that holds several; none means all.
+        timesteps: How many such a scene may have then.
         band_names: The model's bands, by STAC common name.
         select: Names or 1-based numbers of the scene's bands, in the model's order.
         scale: What values are multiplied with after the file's own scale and offset tags; one number,
@@ -203,7 +209,10 @@ def open_raster(
         GridError: the scene has no pixels of ``gsd_m``.
         BandError: the bands are not those of the model.
     """
-    sources = [find_source(date, with_alpha=select is not None) for date in (*earlier, path)]
+    with_alpha = select is not None
+    sources = [
+        source for date in earlier for source in find_sources(date, with_alpha=with_alpha)
+    ] + find_sources(path, dates=dates, most=timesteps, with_alpha=with_alpha)
     raster = _open(sources, band_names, select, scale, offset, gsd_m)
     raster.skip = skip
     try:
@@ -224,6 +233,8 @@ def _open(
     indexes: list[int] = []
     notes: list[str] = []
     for source in sources:
+        if select is None:
+            _check_lost(source, band_names)
         found, said = match_bands(
             [asset.name for asset in source.assets],
             band_names,
@@ -270,7 +281,16 @@ def _open(
         offsets=(file_offsets * times + plus).astype(np.float32).reshape(shape),
         is_bare=bool((times == 1).all() and not plus.any()) and {*file_scales, *file_offsets} <= {0, 1},
         notes=notes,
+        dates=len(sources),
     )
+
+
+def _check_lost(source: Source, band_names: Sequence[str]) -> None:
+    """Raise why a band that is needed is none."""
+    names = list(source.lost)
+    for name, common in zip(names, common_names(names), strict=True):
+        if {name, common} & set(band_names):
+            raise source.lost[name]
 
 
 def _open_layer(

@@ -18,13 +18,37 @@ RASTERS = (".tif", ".tiff", ".jp2", ".img", ".vrt", ".dat", ".bsq", ".bil")
 _SIDECARS = (".aux.xml", ".msk", ".ovr", ".hdr", ".prj", ".tfw", ".xml", ".json", ".txt")
 
 
+def find_sources(
+    path: Path, *, dates: Sequence[str] = (), most: int = 1, with_alpha: bool = False
+) -> list[Source]:
+    """The bands of the scene at ``path`` at each of its dates, the oldest first.
+
+    Args:
+        path: A NetCDF file, a Zarr store, or what `find_source` takes.
+        dates: Those of a NetCDF file, a Zarr store or an array that are meant; none means all.
+        most: How many dates a model takes.
+        with_alpha: As for `find_source`.
+
+    Raises:
+        SourceError: as of `find_source`; or a date is not there, or there are more than are taken.
+    """
+    if arrays.is_store(path):
+        return arrays.store_sources(path, dates, most)
+    if arrays.is_held(path):
+        return [_file_source(name, with_alpha) for name in arrays.held_names(path, dates, most)]
+    if dates:
+        raise SourceError(
+            f"{path} has no dates to choose from: --date is for NetCDF files, Zarr stores and arrays."
+        )
+    return [find_source(path, with_alpha=with_alpha)]
+
+
 def find_source(path: Path, *, with_alpha: bool = False) -> Source:
     """The bands of the scene at ``path``.
 
     Args:
         path: A raster file or a URL of one, a Sentinel-2 product or Landsat scene as it is delivered,
-            a STAC item, a NetCDF file, a Zarr store, a folder of rasters, or a pattern such as
-            ``scene/*_B?.tif``.
+            a STAC item, a folder of rasters, or a pattern such as ``scene/*_B?.tif``.
         with_alpha: Whether a band that GDAL takes for alpha counts as a band.
 
     Raises:
@@ -36,8 +60,6 @@ def find_source(path: Path, *, with_alpha: bool = False) -> Source:
         return _files_source(str(path), _matching(path), with_alpha)
     if product := _product(path):
         return product
-    if arrays.is_store(path):
-        return arrays.store_source(path)
     if stac.is_item(path):
         return stac.stac_source(path)
     if path.is_dir():

@@ -16,7 +16,7 @@ from geodeploy import PredictOptions, predict, predict_array
 from geodeploy.arrays import held
 from geodeploy.errors import BandError, MissingExtraError, SourceError
 from geodeploy.raster import open_raster
-from geodeploy.source import find_source
+from geodeploy.source import find_sources
 from geodeploy.spec import Target
 
 if any(find_spec(name) is None for name in ("xarray", "rioxarray", "netCDF4", "zarr")):
@@ -180,11 +180,15 @@ def test_a_variable_that_can_be_no_band_is_left_out(tmp_path: Path) -> None:
     store.to_netcdf(tmp_path / "scene.nc")
     with open_raster(tmp_path / "scene.nc", band_names=SIX) as raster:
         np.testing.assert_array_equal(raster.read(Window(0, 0, 130, 100)).stored, stored_bands())
-    with (
-        pytest.raises(BandError, match=r"scene\.nc, quality left out, has 6 bands"),
-        open_raster(tmp_path / "scene.nc", band_names=["quality"]),
+    for name, kind, complaint in (
+        ("quality", SourceError, r"scene\.nc: quality has 2 dates, 1 to 2\. Choose one"),
+        ("pan", BandError, r"scene\.nc, quality left out, has 6 bands"),
     ):
-        pass
+        with (
+            pytest.raises(kind, match=complaint),
+            open_raster(tmp_path / "scene.nc", band_names=[name]),
+        ):
+            pass
 
 
 def test_an_array_goes_in_and_one_comes_out(judge: Path, pointwise: Any, tmp_path: Path) -> None:
@@ -333,8 +337,8 @@ def test_what_is_no_scene_is_refused_in_one_line(tmp_path: Path, pointwise: Any)
     both = as_array().expand_dims(time=[1, 2])
     for array, complaint in (
         (irregular, "lies on an irregular grid: its x"),
-        (dates, r"has 2 of time\. Choose one date"),
-        (both, "has 2 of time, 6 of band"),
+        (dates, r"has 2 dates, 1 to 2\. Choose one with --date"),
+        (both, r"has 2 dates, 1 to 2\. Choose one"),
         (as_array().rename(x="a", y="b"), r"does not lie on a grid of x and y: band, b, a"),
     ):
         with pytest.raises(SourceError, match=complaint) as caught:
@@ -354,13 +358,13 @@ def test_what_is_no_scene_is_refused_in_one_line(tmp_path: Path, pointwise: Any)
     (tmp_path / "broken.zarr").mkdir()
     (tmp_path / "broken.zarr" / "zarr.json").write_text("[]")
     with pytest.raises(SourceError, match=r"broken\.zarr cannot be opened by xarray"):
-        find_source(tmp_path / "broken.zarr")
+        find_sources(tmp_path / "broken.zarr")
     (tmp_path / "broken.nc").write_bytes(b"CDF\x01 and no more")
     with pytest.raises(SourceError, match=r"broken\.nc cannot be opened by xarray"):
-        find_source(tmp_path / "broken.nc")
+        find_sources(tmp_path / "broken.nc")
     xarray.Dataset({"a": ("t", [1.0, 2.0])}).to_netcdf(tmp_path / "line.nc")
     with pytest.raises(SourceError, match="has no variable on a grid"):
-        find_source(tmp_path / "line.nc")
+        find_sources(tmp_path / "line.nc")
 
 
 def test_without_the_extra_its_name_is_told(
@@ -369,7 +373,7 @@ def test_without_the_extra_its_name_is_told(
     path = write(tmp_path, "NetCDF")
     monkeypatch.setattr("geodeploy.errors.find_spec", lambda _: None)
     with pytest.raises(MissingExtraError, match=r"geodeploy-eo\[xarray\]"):
-        find_source(path)
+        find_sources(path)
     with pytest.raises(MissingExtraError, match=r"geodeploy-eo\[xarray\]"):
         predict_array(as_array(), pointwise.path)
 

@@ -107,14 +107,29 @@ def test_urls_are_known_with_one_slash_or_two() -> None:
     assert as_url("/data/file.tif") is None
 
 
+@pytest.mark.parametrize("bucket", ["", "s3://bucket"])
 def test_a_scene_on_the_web_is_mapped_as_the_file_is(
-    site: Site, real_scene: Path, pointwise: Any, tmp_path: Path
+    site: Site,
+    real_scene: Path,
+    pointwise: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    bucket: str,
 ) -> None:
-    (site.folder / "scene.tif").write_bytes(real_scene.read_bytes())
-    predict(f"{site.address}/scene.tif", pointwise.path, tmp_path / "web.tif")
+    for key, value in (
+        ("AWS_S3_ENDPOINT", site.address.removeprefix("http://")), ("AWS_HTTPS", "NO"),
+        ("AWS_VIRTUAL_HOSTING", "FALSE"), ("AWS_NO_SIGN_REQUEST", "YES"),
+    ):  # fmt: skip
+        monkeypatch.setenv(key, value)
+    (site.folder / "bucket").mkdir()
+    for place in ("scene.tif", "bucket/scene.tif"):
+        (site.folder / place).write_bytes(real_scene.read_bytes())
+    predict(f"{bucket or site.address}/scene.tif", pointwise.path, tmp_path / "web.tif")
     predict(real_scene, pointwise.path, tmp_path / "file.tif")
     assert (tmp_path / "web.tif").read_bytes() == (tmp_path / "file.tif").read_bytes()
-    assert {path for path in site.asked if not path.startswith("/scene.tif")} == set()
+    scene = "/bucket/scene.tif" if bucket else "/scene.tif"
+    assert site.asked
+    assert {path for path in site.asked if not path.startswith(scene)} == set()
     assert not any(path.endswith((".msk", ".aux.xml", ".ovr")) for path in site.asked)
 
 

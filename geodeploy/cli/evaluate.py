@@ -16,6 +16,7 @@ def evaluate(
         ),
     ],
     earlier: Annotated[list[Path] | None, typer.Option(metavar="SCENE", help="As in predict.")] = None,
+    date: Annotated[list[str] | None, typer.Option(metavar="DATE", help="As in predict.")] = None,
     adapter: Annotated[
         Path | None, typer.Option(metavar="FILE.onnx_adapter", help="As in predict.")
     ] = None,
@@ -45,6 +46,7 @@ def evaluate(
     options = with_defaults(
         PredictOptions,
         earlier=earlier or None,
+        date=date or None,
         bands=split_names(bands),
         scale=scale,
         offset=offset,

@@ -61,6 +61,13 @@ def predict(
             help="The place at an earlier date, oldest first, for a model that takes several.",
         ),
     ] = None,
+    date: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="2024-05-31",
+            help="Which date of a NetCDF file or Zarr store; again for each that the model takes.",
+        ),
+    ] = None,
     bands: Annotated[
         str | None,
         typer.Option(
@@ -166,6 +173,7 @@ def predict(
         runtime=runtime,
         device=device,
         earlier=earlier or None,
+        date=date or None,
         bands=split_names(bands),
         scale=scale,
         offset=offset,

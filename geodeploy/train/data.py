@@ -173,6 +173,7 @@ def open_image(data: Data, scene: Scene, place: str) -> Iterator[Raster]:
             raster = stack.enter_context(
                 open_raster(
                     data.root / scene.image,
+                    dates=() if scene.date is None else (scene.date,),
                     band_names=data.bands,
                     select=scene.bands,
                     scale=scene.scale,
@@ -250,15 +251,16 @@ def _flags_as_keys(place: str) -> Iterator[None]:
     """Let errors that advise the flags of predict name the keys of the scene at ``place``."""
     try:
         yield
-    except (BandError, RangeError) as error:
+    except (BandError, RangeError, SourceError) as error:
         text = re.sub(r"(--scale \d\S*) (--offset)", r"\1 and \2", str(error))
+        text = re.sub(r"--date (\d\S*\d)", rf'{place}.date = "\1"', text)
         text = re.sub(r"--(scale|offset) (-?\d\S*)", rf"{place}.\1 = \2", text)
         text = re.sub(
             r"--bands (\d+(?:,\d+)*)",
             lambda found: f"{place}.bands = {json.dumps(found[1].split(','))}",
             text,
         )
-        text = re.sub(r"--(scale|offset|bands)", rf"{place}.\1", text)
+        text = re.sub(r"--(scale|offset|bands|date)", rf"{place}.\1", text)
         raise type(error)(text) from error
 
 

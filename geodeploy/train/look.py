@@ -12,7 +12,7 @@ from geodeploy.bands import WAVELENGTH_UM, common_names, landsat_number
 from geodeploy.errors import GeodeployError, RangeError, RecipeError
 from geodeploy.labels import IGNORED
 from geodeploy.raster import Raster, ground_sample_distance_m
-from geodeploy.source import find_source
+from geodeploy.source import find_sources
 from geodeploy.tally import Moments as Values
 from geodeploy.train.data import (
     NEITHER,
@@ -219,7 +219,11 @@ def _judge(look: Look, recipe: Recipe, findings: Findings) -> None:
 
 def check_names(raster: Raster, recipe: Recipe, scene: Scene, where: str, findings: Findings) -> None:
     """Say where the file names a band otherwise than the recipe takes it."""
-    source = find_source(recipe.data.root / scene.image, with_alpha=scene.bands is not None)
+    (source,) = find_sources(
+        recipe.data.root / scene.image,
+        dates=() if scene.date is None else (scene.date,),
+        with_alpha=scene.bands is not None,
+    )
     guessed = common_names(
         [asset.name for asset in source.assets], landsat=landsat_number(*source.hints)
     )

@@ -73,6 +73,8 @@ class Scene(_Table):
     without is learned from by distillation alone."""
     bands: tuple[str, ...] | None = None
     """Names or 1-based numbers of the image's bands in model order; None reads the file's own names."""
+    date: str | None = None
+    """Which date of a NetCDF file or Zarr store with several, as ``2024-05-31``."""
     scale: PositiveFloat | tuple[PositiveFloat, ...] = 1.0
     """What values are multiplied with after the file's own scale and offset, to get the units: one
     number, or one a band in model order."""
