@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -427,12 +428,14 @@ _GUESSES = (
 )
 _SAMPLE_SIDE = 5
 _SAMPLE_PIXELS = 48
+_SAMPLE_ENOUGH = 9
+_SAMPLE_STEP = 7
 
 
 def check_range(raster: Raster, bands: Sequence[Band]) -> None:
     """Refuse a scene whose values cannot be in the model's units.
 
-    Looks at 25 small windows spread over the raster: a sample, so that a scene of any size is checked
+    Looks at 9 to 25 small windows all over the raster: a sample, so that a scene of any size is checked
     in a moment. A band fails when more than half of its valid pixels lie outside its ``valid_range``.
 
     Raises:
@@ -469,13 +472,23 @@ def check_range(raster: Raster, bands: Sequence[Band]) -> None:
 
 
 def _sample(raster: Raster) -> NDArray[np.float32]:
-    """Valid pixels (C, n) from windows spread evenly over the raster."""
+    """Valid pixels (C, n) from windows all over the raster, until enough of them are half valid.
+
+    Each may take decoding a whole block: of a small raster, all of them would be all of it.
+    """
     height, width = min(_SAMPLE_PIXELS, raster.height), min(_SAMPLE_PIXELS, raster.width)
-    parts = []
-    for row in np.unique(np.linspace(0, raster.height - height, _SAMPLE_SIDE).astype(int)):
-        for col in np.unique(np.linspace(0, raster.width - width, _SAMPLE_SIDE).astype(int)):
-            pixels, valid = raster.read_pixels(Window(int(col), int(row), width, height))
-            parts.append(pixels[:, valid])
+    rows = np.linspace(0, raster.height - height, _SAMPLE_SIDE).astype(int).tolist()
+    cols = np.linspace(0, raster.width - width, _SAMPLE_SIDE).astype(int).tolist()
+    corners = list(dict.fromkeys(product(rows, cols)))
+    parts, enough = [], _SAMPLE_ENOUGH
+    # From the middle on in steps of seven, which come to lie far apart on five by five.
+    for number in range(len(corners)):
+        row, col = corners[(len(corners) // 2 + _SAMPLE_STEP * number) % len(corners)]
+        pixels, valid = raster.read_pixels(Window(col, row, width, height))
+        parts.append(pixels[:, valid])
+        enough -= 2 * parts[-1].shape[1] >= valid.size
+        if not enough:
+            break
     return np.concatenate(parts, axis=1)
 
 
