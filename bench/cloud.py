@@ -62,6 +62,8 @@ class Method:
     """Whether it also sees the clear Sentinel-2 scene, and clouds made up over both."""
     teacher: str | None = None
     """The method whose RUN it is distilled from."""
+    quarter: bool = False
+    """Whether the chip has labels in one of its four corners alone, each seed in another."""
 
 
 METHODS = {
@@ -96,6 +98,20 @@ METHODS = {
         LIGHT,
         levers=True,
         teacher="vit-lora-levers",
+    ),
+    "light-levers-quarter": Method(
+        "light convolutional U-Net, with the levers, a quarter of the chip's labels",
+        STUDENT,
+        LIGHT,
+        levers=True,
+        quarter=True,
+    ),
+    "vit-lora-levers-quarter": Method(
+        "DINOv2 ViT-S/14, LoRA r 16, with the levers, a quarter of the chip's labels",
+        TEACHER,
+        VIT,
+        levers=True,
+        quarter=True,
     ),
 }
 
@@ -153,7 +169,12 @@ def tune(
 
     method = METHODS[name]
     output = runs / f"{name}-{train}-to-{test}-s{seed}"
-    overrides = [*method.overrides, *scenes(train, root, levers=method.levers), f"seed={seed}"]
+    labels = f"{root}/cloud-landsat-ukis/{CHIPS[train]}_labels.tif"
+    if method.quarter:
+        labels = str(keep_corner(Path(labels), seed, runs / f"{CHIPS[train]}_corner{seed}.tif"))
+    overrides = [
+        *method.overrides, *scenes(train, labels, root, levers=method.levers), f"seed={seed}",
+    ]  # fmt: skip
     overrides += LEVERS if method.levers else PLAIN
     if not output.exists():
         if method.teacher:
@@ -170,12 +191,25 @@ def tune(
     return np.array(scores.confusion), facts
 
 
-def scenes(train: int, root: Path, *, levers: bool) -> list[str]:
+def keep_corner(labels: Path, corner: int, output: Path) -> Path:
+    """The labels of one quarter of the chip; elsewhere there are none."""
+    with rasterio.open(labels) as source:
+        values, profile = source.read(1), source.profile | {"nodata": 255}
+    (row, col), (height, width) = divmod(corner % 4, 2), (side // 2 for side in values.shape)
+    part = np.s_[row * height : (row + 1) * height, col * width : (col + 1) * width]
+    kept = np.full_like(values, 255)
+    kept[part] = values[part]
+    with rasterio.open(output, "w", **profile) as target:
+        target.write(kept, 1)
+    return output
+
+
+def scenes(train: int, labels: str, root: Path, *, levers: bool) -> list[str]:
     """Overrides that leave one sensor out, and the clear scene too unless there are levers."""
     chip = CHIPS[train]
     listed = [
         f"{{image='cloud-landsat-ukis/{chip}_6band.tif', split='train', weight=1.0, "
-        f"labels='{root}/cloud-landsat-ukis/{chip}_labels.tif'}}"
+        f"labels='{labels}'}}"
     ]
     if levers:
         listed.append(
