@@ -208,8 +208,7 @@ def scenes(train: int, labels: str, root: Path, *, levers: bool) -> list[str]:
     """Overrides that leave one sensor out, and the clear scene too unless there are levers."""
     chip = CHIPS[train]
     listed = [
-        f"{{image='cloud-landsat-ukis/{chip}_6band.tif', split='train', weight=1.0, "
-        f"labels='{labels}'}}"
+        f"{{image='cloud-landsat-ukis/{chip}_6band.tif', split='train', weight=1.0, labels='{labels}'}}"
     ]
     if levers:
         listed.append(
