@@ -63,6 +63,10 @@ class ParityError(GeodeployError, RuntimeError):
     """An exported model that does not do what the tuned one does."""
 
 
+class ProcessError(GeodeployError, RuntimeError):
+    """A process of several that was ended from outside, or that cannot work with the others."""
+
+
 class MissingExtraError(GeodeployError, ImportError):
     """A part of geodeploy whose optional dependencies are not installed."""
 

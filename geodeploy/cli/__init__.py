@@ -71,7 +71,9 @@ def main() -> None:
     Exit 0, 1 (an error to mend), 2 (wrong usage), 3 (what failed was left out), 130 or 143 (stopped).
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("geodeploy").setLevel(logging.INFO)
+    # Under `torchrun` all processes would say the same.
+    first = os.environ.get("RANK", "0") == "0"
+    logging.getLogger("geodeploy").setLevel(logging.INFO if first else logging.CRITICAL)
     # Warnings of libraries are for developers; ours go through the log.
     warnings.simplefilter("ignore")
 

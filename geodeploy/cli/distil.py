@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from geodeploy.cli.training import Overrides, Resume, RunOutput
+from geodeploy.cli.training import AsJson, Overrides, Processes, Resume, RunOutput, print_report
 
 
 def distil(
@@ -19,10 +19,10 @@ def distil(
     output: RunOutput = None,
     overrides: Overrides = None,
     resume: Resume = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
+    processes: Processes = 1,
+    as_json: AsJson = False,
 ) -> None:
     """Teach a small model what tuned ones know, on scenes with and without labels."""
-    from geodeploy.cli.options import print_json
     from geodeploy.train import distil as run
 
     report = run(
@@ -32,8 +32,6 @@ def distil(
         overrides=overrides or [],
         progress=True,
         resume=resume,
+        processes=processes,
     )
-    if as_json:
-        print_json([report])
-    else:
-        typer.echo(report)
+    print_report(report, as_json=as_json)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from geodeploy.cli.training import Overrides, Resume, RunOutput
+from geodeploy.cli.training import AsJson, Overrides, Processes, Resume, RunOutput, print_report
 
 
 def train(
@@ -13,14 +13,18 @@ def train(
     output: RunOutput = None,
     overrides: Overrides = None,
     resume: Resume = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
+    processes: Processes = 1,
+    as_json: AsJson = False,
 ) -> None:
     """Tune a backbone on labelled scenes: recipe in, RUN folder out."""
-    from geodeploy.cli.options import print_json
     from geodeploy.train import train as run
 
-    report = run(recipe, output, overrides=overrides or [], progress=True, resume=resume)
-    if as_json:
-        print_json([report])
-    else:
-        typer.echo(report)
+    report = run(
+        recipe,
+        output,
+        overrides=overrides or [],
+        progress=True,
+        resume=resume,
+        processes=processes,
+    )
+    print_report(report, as_json=as_json)

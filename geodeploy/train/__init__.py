@@ -4,6 +4,7 @@ Needs the extra ``train``, but for `check_data`.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from geodeploy.errors import require
 
 if TYPE_CHECKING:
     from geodeploy.train.findings import DataReport
-    from geodeploy.train.tuning import TrainReport
+    from geodeploy.train.report import TrainReport
 
 NEEDED = (
     "torch", "timm", "peft", "accelerate", "safetensors", "segmentation_models_pytorch", "tqdm",
@@ -25,6 +26,7 @@ def train(
     overrides: Sequence[str] = (),
     progress: bool = False,
     resume: bool = False,
+    processes: int = 1,
 ) -> "TrainReport":
     """Train what the TOML file ``recipe`` says and write the RUN folder ``output``.
 
@@ -36,11 +38,21 @@ def train(
         progress: Show a bar on stderr if that is a terminal.
         resume: Keep the training's state beside ``output`` at every validation, and go on from it if
             there is one: to the weights that an undisturbed run would have had.
+        processes: That share every batch, each on a GPU of its own, or on the CPU where there is none;
+            new ones, which import the calling script as `multiprocessing` does. Under `torchrun`, which
+            begins them itself, leave it at 1.
 
     Raises:
         GeodeployError: of the kind that fits, before any work is done where that can be known.
     """
     require_packages()
+    if processes > 1:
+        from geodeploy.train.processes import run_in_processes
+
+        return run_in_processes(
+            processes,
+            partial(train, recipe, output, overrides=overrides, progress=progress, resume=resume),
+        )
     from geodeploy.train.tuning import tune
 
     run = None if output is None else Path(output)
@@ -55,6 +67,7 @@ def distil(
     overrides: Sequence[str] = (),
     progress: bool = False,
     resume: bool = False,
+    processes: int = 1,
 ) -> "TrainReport":
     """Train what ``recipe`` says to answer like ``teachers`` do, and write the RUN folder ``output``.
 
@@ -70,11 +83,27 @@ def distil(
         overrides: ``key.sub=value`` each, in place of what the file says.
         progress: Show bars on stderr if that is a terminal.
         resume: As for `train`.
+        processes: As for `train`; the teachers map the scenes in each of them.
 
     Raises:
         GeodeployError: of the kind that fits, before any work is done where that can be known.
     """
     require_packages()
+    if processes > 1:
+        from geodeploy.train.processes import run_in_processes
+
+        return run_in_processes(
+            processes,
+            partial(
+                distil,
+                recipe,
+                output,
+                teachers=teachers,
+                overrides=overrides,
+                progress=progress,
+                resume=resume,
+            ),
+        )
     from geodeploy.train.tuning import distil_run
 
     run = None if output is None else Path(output)

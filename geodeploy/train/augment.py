@@ -48,8 +48,13 @@ def training_batches(
     mean: NDArray[np.float32],
     *,
     sampler: dict[str, Any] | None = None,
+    share: slice = slice(None),
 ) -> Iterator[Batch]:
-    """Batches without end, the same for the same seed; those after the one that had ``sampler``."""
+    """Batches without end, the same for the same seed; those after the one that had ``sampler``.
+
+    Of each only the tiles in ``share`` are read. They are what they are in the whole batch, however it
+    is shared: each draws its augmentations from a seed of its own.
+    """
     rng = np.random.default_rng(recipe.seed)
     if sampler is not None:
         rng.bit_generator.state = sampler
@@ -68,8 +73,12 @@ def training_batches(
                 number = int(rng.choice(len(scenes), p=sizes / sizes.sum()))
                 scene = scenes[number]
                 window = draw_window(scene, sums[number], tile, zoom, rng)
-            drawn.append(read_training_tile(scene, window, recipe, light, rng))
-        pixels, labels, taught = zip(*drawn, strict=True)
+            drawn.append((scene, window, int(rng.integers(2**63))))
+        tiles = [
+            read_training_tile(scene, window, recipe, light, np.random.default_rng(seed))
+            for scene, window, seed in drawn[share]
+        ]
+        pixels, labels, taught = zip(*tiles, strict=True)
         yield Batch(
             torch.from_numpy(np.stack(pixels)),
             torch.from_numpy(np.stack(labels)).to(torch.float32 if recipe.targets else torch.int64),

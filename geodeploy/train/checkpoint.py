@@ -14,7 +14,7 @@ from torch import Tensor
 
 from geodeploy.errors import ModelError, OutputError, RecipeError, first_line
 from geodeploy.train.recipe import Recipe, recipe_text
-from geodeploy.train.validation import Checkup
+from geodeploy.train.report import Checkup
 
 _KEY = "geodeploy"
 

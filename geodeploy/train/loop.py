@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from geodeploy.ahead import read_ahead
-from geodeploy.errors import ModelError, RecipeError
+from geodeploy.errors import ModelError, ProcessError, RecipeError
 from geodeploy.scores import AnyScores
 from geodeploy.train.adapters import allocate_ranks
 from geodeploy.train.augment import Batch, training_batches
@@ -30,8 +31,11 @@ from geodeploy.train.goals import goal_of
 from geodeploy.train.method_options import Full
 from geodeploy.train.methods import layer_rates
 from geodeploy.train.model import TunedModel
+from geodeploy.train.norms import share_norms
+from geodeploy.train.processes import is_first
 from geodeploy.train.recipe import Recipe, Training
-from geodeploy.train.validation import Checkup, validate
+from geodeploy.train.report import Checkup
+from geodeploy.train.validation import validate
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +59,8 @@ class Fit:
     images_per_s: float
     """Training tiles a second, validation left out."""
     device: str
+    processes: int
+    """That shared every batch."""
 
 
 def fit(
@@ -71,9 +77,13 @@ def fit(
     state is written to ``checkpoint`` at every validation, and one that is there already is gone on
     from, to the same weights.
 
+    Of several processes each takes its share of every batch, and all end with the same weights, those
+    that one process would have found. The first alone writes and shows.
+
     Raises:
         RecipeError: the device cannot compute in ``training.precision``.
         ModelError: the loss is no number any more.
+        ProcessError: the processes do not see the same checkpoint.
     """
     training = recipe.training
     steps = count_steps(training, scenes, recipe.model.tile)
@@ -84,7 +94,7 @@ def fit(
     validates = any(scene.count(VALIDATION) for scene in scenes)
 
     def check(step: int) -> Checkup:
-        scores = _validate(model, learner.forward, scenes, recipe, mean) if validates else None
+        scores = _validate(model, learner.answer, scenes, recipe, mean) if validates else None
         recent = losses[history[-1].step if history else 0 :]
         return Checkup(step=step, loss=float(np.mean(recent)), lr=max(rates.at(step)), scores=scores)
 
@@ -101,6 +111,7 @@ def fit(
         best_state = pick(tensors, _BEST)
         learner.restore(past.learner, tensors)
         log.info("Going on after step %d of %d.", done, steps)
+    learner.check_all_begin_after(done)
     bar = tqdm(
         total=steps,
         initial=done,
@@ -108,7 +119,9 @@ def fit(
         disable=not (progress and sys.stderr.isatty()),
         file=sys.stderr,
     )
-    drawn = repeat(training_batches(scenes, recipe, mean, sampler=sampler))
+    drawn = repeat(
+        training_batches(scenes, recipe, mean, sampler=sampler, share=learner.share(training.batch))
+    )
     with bar, closing(read_ahead(next, drawn, workers=1, ahead=2)) as batches:
         for step in range(done + 1, steps + 1):
             if training.patience and rates.stale >= training.patience:
@@ -141,7 +154,8 @@ def fit(
                         learner=facts,
                         sampler=step_batches[-1].sampler,
                     )
-                    checkpoint.write(past, tensors | prefixed(best_state, _BEST))
+                    if is_first():
+                        checkpoint.write(past, tensors | prefixed(best_state, _BEST))
             bar.set_postfix(_facts(losses, history, step * training.windows / busy), refresh=False)
             bar.update()
     model.cpu().load_state_dict(best_state, strict=False)
@@ -153,6 +167,7 @@ def fit(
         seconds=time.perf_counter() - start,
         images_per_s=len(losses) * training.windows / busy,
         device=learner.device,
+        processes=learner.processes,
     )
 
 
@@ -163,9 +178,15 @@ def check_training(model: TunedModel, recipe: Recipe) -> None:
 
     Raises:
         RecipeError: the device cannot compute in ``training.precision``, the layers have no order for
-            ``method.layer_decay``, or one tile is too little to normalise over.
+            ``method.layer_decay``, one tile is too little to normalise over, or the processes cannot
+            share a batch evenly.
     """
-    _accelerator(recipe.training)
+    processes, batch = _accelerator(recipe.training).num_processes, recipe.training.batch
+    if batch % processes:
+        raise RecipeError(
+            f"training.batch: {batch} tiles cannot be shared evenly by {processes} processes; take a "
+            f"multiple of {processes}, or other --processes."
+        )
     build_optimizer(model, recipe)
     model.train()
     norms = [item for item in model.modules() if isinstance(item, _BatchNorm) and item.training]
@@ -198,12 +219,46 @@ class Learner:
         training = recipe.training
         self._accelerator = _accelerator(training)
         self.device = str(self._accelerator.device)
+        self.processes, self._number = self._accelerator.num_processes, self._accelerator.process_index
         self._model = model.to(self._accelerator.device)
+        if self.processes > 1:
+            share_norms(model)
+        if self._number:
+            torch.manual_seed(recipe.seed + self._number)  # what is dropped here is not dropped there
         self._clip = training.clip
         self._optimizer = self._accelerator.prepare(build_optimizer(model, recipe))
         self._ranks = allocate_ranks(model.backbone, recipe.method, steps)
         self._loss = goal_of(recipe).loss(scenes, model)
         self.rates = Rates(training, steps, [group["lr"] for group in self._optimizer.param_groups])
+
+    def share(self, batch: int) -> slice:
+        """Which tiles of each batch are this process's."""
+        size = batch // self.processes
+        return slice(self._number * size, (self._number + 1) * size)
+
+    def check_all_begin_after(self, step: int) -> None:
+        """Refuse to go on if another process has found another step.
+
+        Raises:
+            ProcessError: names the steps.
+        """
+        steps = self._accelerator.gather(torch.tensor([step], device=self._accelerator.device))
+        if len(set(steps.tolist())) > 1:
+            raise ProcessError(
+                f"The processes would go on after different steps, {steps.tolist()}: the folder of the "
+                "RUN must be one that all of them see."
+            )
+
+    def answer(self, pixels: Tensor) -> Tensor:
+        """As `forward`, in every process, each of which computes its share."""
+        if self.processes == 1:
+            return self.forward(pixels)
+        share = -(-len(pixels) // self.processes)
+        # The last ones may have none left, and take the last tile again.
+        tiles = torch.arange(share * self.processes).clamp(max=len(pixels) - 1)
+        outputs = self.forward(pixels[tiles[self._number * share :][:share]])
+        whole: Tensor = self._accelerator.gather(outputs)
+        return whole[: len(pixels)]
 
     def forward(self, pixels: Tensor) -> Tensor:
         """The model's outputs (B, K, H, W) in float32."""
@@ -225,8 +280,10 @@ class Learner:
             loss = self._loss_of(batch)
             found += _finite(loss.item(), step) / len(batches)
             if self._ranks:
-                loss = loss + self._ranks.penalty()
+                loss = loss + self._ranks.penalty() / self.processes
             self._accelerator.backward(loss / len(batches))
+        if self.processes > 1:
+            self._add_gradients()
         self._accelerator.clip_grad_norm_(self._model.parameters(), self._clip)
         self._optimizer.step()
         if self._ranks:
@@ -236,14 +293,31 @@ class Learner:
 
     def _loss_of(self, batch: Batch) -> Tensor:
         device = self._accelerator.device
-        return self._loss(
-            self.forward(batch.pixels),
-            batch.labels.to(device),
-            None if batch.taught is None else batch.taught.to(device),
-        )
+        outputs, labels = self.forward(batch.pixels), batch.labels.to(device)
+        taught = None if batch.taught is None else batch.taught.to(device)
+        if self.processes > 1:
+            # A mean over labelled pixels, Dice and Lovasz are no sums over tiles: each process computes
+            # the loss of the whole batch, and its gradient by the outputs of its own tiles.
+            parts = list(self._accelerator.gather(outputs.detach()).chunk(self.processes))
+            parts[self._number] = outputs
+            outputs, labels = torch.cat(parts), self._accelerator.gather(labels)
+            taught = None if taught is None else self._accelerator.gather(taught)
+        return self._loss(outputs, labels, taught)
+
+    def _add_gradients(self) -> None:
+        """Make each gradient the sum of those of all processes."""
+        gradients = [item.grad for item in self._model.parameters() if item.grad is not None]
+        summed = self._accelerator.reduce(torch.cat([item.flatten() for item in gradients]), "sum")
+        for gradient, part in zip(
+            gradients, summed.split([item.numel() for item in gradients]), strict=True
+        ):
+            gradient.copy_(part.view_as(gradient))
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """All that the next step depends on: what goes into JSON, and tensors by name."""
+        """All that the next step depends on: what goes into JSON, and tensors by name.
+
+        Every process must come here together.
+        """
         moments = self._optimizer.state_dict()["state"]
         tensors = prefixed(tuned_state(self._model), _MODEL)
         tensors |= {
@@ -251,9 +325,9 @@ class Learner:
             for number, found in moments.items()
             for name, value in found.items()
         }
-        tensors["rng.cpu"] = torch.get_rng_state()
+        tensors["rng.cpu"] = self._of_all(torch.get_rng_state())
         if torch.cuda.is_available():
-            tensors["rng.cuda"] = torch.cuda.get_rng_state()
+            tensors["rng.cuda"] = self._of_all(torch.cuda.get_rng_state())
         facts = {"rates": self.rates.state(), "scaler": {}, "ranks": None}
         if self._accelerator.scaler is not None:
             facts["scaler"] = self._accelerator.scaler.state_dict()
@@ -276,9 +350,18 @@ class Learner:
             self._accelerator.scaler.load_state_dict(facts["scaler"])
         if self._ranks:
             self._ranks.restore(facts["ranks"], pick(tensors, _RANKS))
-        torch.set_rng_state(tensors["rng.cpu"])
+        torch.set_rng_state(self._own(tensors["rng.cpu"]))
         if "rng.cuda" in tensors and torch.cuda.is_available():
-            torch.cuda.set_rng_state(tensors["rng.cuda"])
+            torch.cuda.set_rng_state(self._own(tensors["rng.cuda"]))
+
+    def _of_all(self, state: Tensor) -> Tensor:
+        """The ``state`` (n,) of each process, (processes, n)."""
+        states: Tensor = self._accelerator.gather(state[None].to(self._accelerator.device))
+        return states.cpu()
+
+    def _own(self, states: Tensor) -> Tensor:
+        """This process's of the ``states``, which may be those of other numbers of processes."""
+        return states[self._number % len(states)].clone()
 
 
 def prefixed(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -296,12 +379,20 @@ def pick(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def _accelerator(training: Training) -> Accelerator:
     # Accelerate keeps its settings for the whole process; the last training's are not this one's.
     AcceleratorState._reset_state(reset_partial_state=True)
-    device = PartialState(cpu=training.device == "cpu").device
+    local = os.environ.get("LOCAL_RANK")
+    # One of several processes without a GPU would train by itself if it were not told to take the CPU.
+    cpu = training.device == "cpu" or (local is not None and not torch.cuda.is_available())
+    if not cpu and local is not None and int(local) >= torch.cuda.device_count():
+        raise RecipeError(
+            f"Process {int(local) + 1} of this machine has no GPU: there are "
+            f"{torch.cuda.device_count()}. Take as many --processes, or training.device = cpu."
+        )
+    device = PartialState(cpu=cpu).device
     if training.precision == "fp16" and device.type == "cpu":
         raise RecipeError(
             "training.precision = fp16 needs a GPU, and this run is on the CPU. Take bf16 or fp32."
         )
-    return Accelerator(cpu=training.device == "cpu", mixed_precision=_ACCELERATE[training.precision])
+    return Accelerator(cpu=cpu, mixed_precision=_ACCELERATE[training.precision])
 
 
 def count_steps(training: Training, scenes: Sequence[LabelledScene], tile: int) -> int:

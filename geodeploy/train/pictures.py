@@ -17,7 +17,7 @@ from geodeploy.labels import IGNORED
 from geodeploy.pictures import NO_CLASS_COLOR, add_legend, coloured, true_colour
 from geodeploy.scores import RegressionScores, Scores
 from geodeploy.spec import NODATA, ModelSpec, SegmentationClass, default_color
-from geodeploy.train.validation import Checkup
+from geodeploy.train.report import Checkup
 
 SHOWN = 24
 """Scenes in the picture of the split."""

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from geodeploy.errors import RecipeError
@@ -37,7 +36,9 @@ from geodeploy.train.method_options import Adapter
 from geodeploy.train.methods import ParameterCounts
 from geodeploy.train.model import TunedModel, assemble
 from geodeploy.train.pictures import SHOWN, draw_curves, draw_predictions, draw_split, draw_values
+from geodeploy.train.processes import is_first
 from geodeploy.train.recipe import Recipe, Statistics, load_recipe
+from geodeploy.train.report import Metrics, TrainReport
 from geodeploy.train.run import (
     SPEC,
     new_run,
@@ -47,64 +48,13 @@ from geodeploy.train.run import (
 )
 from geodeploy.train.seen import compute_seen
 from geodeploy.train.teaching import check_teachers, teach
-from geodeploy.train.validation import Checkup, score_held_out
+from geodeploy.train.validation import score_held_out
 from geodeploy.writer import check_new_folder
 
 log = logging.getLogger(__name__)
 
 _TILES = 16
 _TILES_SHOWN = 4
-
-
-class Metrics(BaseModel):
-    """The ``metrics.json`` of a RUN."""
-
-    model_config = ConfigDict(frozen=True)
-
-    scores: AnyScores | None
-    """Of the weights kept, on the validation area; None without one."""
-    held_out: dict[str, AnyScores] = {}
-    """Of the weights kept, on each region with ``split = "test"``: nothing was chosen by them."""
-    best_step: int
-    steps: int
-    """Run in all."""
-    trainable_parameters: int
-    trainable_backbone_parameters: int
-    trainable_head_parameters: int
-    parameters: int
-    """Of the whole network."""
-    seconds: float
-    """Of training and validation."""
-    images_per_s: float
-    device: str
-    precision: str
-    versions: dict[str, str]
-    """Of the packages that a repetition would need."""
-    history: tuple[Checkup, ...]
-    """Every validation."""
-
-
-class TrainReport(BaseModel):
-    """What a training left, and where."""
-
-    model_config = ConfigDict(frozen=True)
-
-    run: Path
-    metrics: Metrics
-
-    def __str__(self) -> str:
-        found = self.metrics
-        scores = str(found.scores) if found.scores else "No validation pixels: not scored."
-        held_out = "".join(f"\nHeld out, {name}:\n{found}" for name, found in found.held_out.items())
-        return (
-            f"{scores}{held_out}\n"
-            f"{found.trainable_parameters:,} of {found.parameters:,} parameters trained "
-            f"({found.trainable_backbone_parameters:,} in the backbone, "
-            f"{found.trainable_head_parameters:,} in the decoder)\n"
-            f"{found.steps} steps in {found.seconds:.0f} s on {found.device}, "
-            f"{found.images_per_s:.1f} images/s; kept step {found.best_step}\n"
-            f"RUN: {self.run}"
-        )
 
 
 def tune(
@@ -117,7 +67,7 @@ def tune(
 ) -> TrainReport:
     """Train what the recipe says and write the RUN folder ``output``. See `geodeploy.train.train`."""
     recipe = load_recipe(recipe_file, overrides)
-    return tune_recipe(recipe, output, progress=progress, resume=resume)
+    return tune_recipe(recipe, output, progress=progress and is_first(), resume=resume)
 
 
 def distil_run(
@@ -138,20 +88,19 @@ def distil_run(
         )
     distillation = recipe.distillation.model_copy(update={"teachers": named})
     recipe = recipe.model_copy(update={"distillation": distillation})
-    return tune_recipe(recipe, output, progress=progress, resume=resume)
+    return tune_recipe(recipe, output, progress=progress and is_first(), resume=resume)
 
 
 def tune_recipe(
     recipe: Recipe, output: Path | None = None, *, progress: bool = False, resume: bool = False
 ) -> TrainReport:
-    """Train ``recipe`` and write the RUN folder ``output``."""
+    """Train ``recipe`` and write the RUN folder ``output``.
+
+    Of several processes the first alone writes, shows, and scores what is held out.
+    """
     output = output or Path("runs") / recipe.name
     check_new_folder(output)
-    if recipe.model.timesteps > 1:
-        raise RecipeError(
-            f"model.timesteps: training reads 1 date, found {recipe.model.timesteps}. Models of "
-            "several come from elsewhere: geodeploy import terratorch."
-        )
+    _check_one_date(recipe)
     checkpoint = Checkpoint(output, recipe) if resume else None
     check_teachers(recipe)
     check_folder(recipe.data)
@@ -178,13 +127,17 @@ def tune_recipe(
         counts = model.counts()
         log.info("%s", counts)
         result = fit(model, taught, recipe, progress=progress, checkpoint=checkpoint)
-        held_out = score_held_out(model, scenes, recipe, mean=mean, device=result.device)
+        held_out = score_held_out(
+            model, scenes if is_first() else [], recipe, mean=mean, device=result.device
+        )
         if isinstance(recipe.method, Adapter) and recipe.method.changes_base:
             model.backbone = as_plain_lora(model.backbone, recipe.method, start, initial)
         tiles = sample_tiles(scenes, recipe, mean, _TILES)
         areas = [(scene.raster.name, scene.part, scene.codes != IGNORED) for scene in scenes[:SHOWN]]
     spec = describe(recipe, statistics, targets, seen, backbone)
     metrics = _measure(result, counts, recipe, held_out)
+    if not is_first():
+        return TrainReport(run=output, metrics=metrics)
     with new_run(output) as folder:
         save_weights(folder, model, recipe, start)
         save_recipe(folder, recipe)
@@ -253,6 +206,14 @@ def describe(
     )
 
 
+def _check_one_date(recipe: Recipe) -> None:
+    if recipe.model.timesteps > 1:
+        raise RecipeError(
+            f"model.timesteps: training reads 1 date, found {recipe.model.timesteps}. Models of "
+            "several come from elsewhere: geodeploy import terratorch."
+        )
+
+
 def _copy_start(recipe: Recipe, backbone: Backbone) -> dict[str, Tensor]:
     """The weights that adapters will sit on, where they are random or will be taken apart."""
     if not isinstance(recipe.method, Adapter):
@@ -277,6 +238,7 @@ def _measure(
         seconds=round(result.seconds, 1),
         images_per_s=round(result.images_per_s, 2),
         device=result.device,
+        processes=result.processes,
         precision=recipe.training.precision,
         versions={name: version(name) for name in ("geodeploy-eo", "torch", "timm", "peft", "numpy")},
         history=tuple(result.history),

@@ -2,14 +2,12 @@
 
 # B batch, C band, K class, H row, W column
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from geodeploy.scores import AnyScores
@@ -23,24 +21,6 @@ from geodeploy.train.data import (
 )
 from geodeploy.train.goals import Goal, goal_of
 from geodeploy.train.recipe import Recipe
-
-
-class Checkup(BaseModel):
-    """What one validation found."""
-
-    model_config = ConfigDict(frozen=True)
-
-    step: int
-    loss: float
-    """Mean of the training loss since the last one."""
-    lr: float
-    scores: AnyScores | None
-    """None in a run without validation pixels."""
-
-    @property
-    def quality(self) -> float:
-        """For comparisons: below every real one where there are no scores."""
-        return self.scores.quality if self.scores else -math.inf
 
 
 def validate(

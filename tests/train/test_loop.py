@@ -75,7 +75,7 @@ def test_a_loss_that_is_no_number_is_an_error(recipe_file: Path, tmp_path: Path)
 
 
 def test_a_few_steps_make_the_loss_smaller(recipe_file: Path, tmp_path: Path) -> None:
-    overrides = ["training.steps=30", "training.validate_every=10", "training.lr=3e-3"]
+    overrides = ["training.steps=30", "training.validate_every=10", "training.lr=1e-2"]
     history = train(recipe_file, tmp_path / "run", overrides=overrides).metrics.history
     assert history[-1].loss < 0.9 * history[0].loss
 
