@@ -14,6 +14,7 @@ from geodeploy.scores import Scores
 from geodeploy.spec import NODATA, SegmentationClass
 
 _SIDE = 1000
+_LEGEND_COLUMNS = 5
 """Pixels along the longer side of a drawn scene; the raster is read decimated to it."""
 
 NO_CLASS_COLOR = "#ebebeb"
@@ -100,18 +101,25 @@ def add_legend(
     *,
     other: str | None = None,
 ) -> None:
-    """A legend of colours and ``names`` below the pictures; ``other`` names what is no class."""
+    """A legend of colours and ``names`` below the pictures, as wide as they are at most.
+
+    ``other`` names what is no class.
+    """
     from matplotlib.patches import Patch
 
     entries = [(item.color, name) for item, name in zip(classes, names, strict=True)]
     if other is not None:
         entries.append((NO_CLASS_COLOR, other))
-    figure.legend(
-        handles=[Patch(facecolor=color, edgecolor="grey", label=name) for color, name in entries],
-        loc="outside lower center",
-        ncols=min(len(entries), 5),
-        frameon=False,
-    )
+    handles = [Patch(facecolor=color, edgecolor="grey", label=name) for color, name in entries]
+    for columns in range(min(len(entries), _LEGEND_COLUMNS), 0, -1):
+        legend = figure.legend(
+            handles=handles, loc="outside lower center", ncols=columns, frameon=False
+        )
+        figure.draw_without_rendering()  # only then is its width known
+        if legend.get_window_extent().width <= figure.bbox.width:
+            return
+        if columns > 1:
+            legend.remove()
 
 
 def _figure(*, columns: int, width: float, height: float) -> tuple[Any, Sequence[Any]]:

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from geodeploy.pictures import coloured, draw_map, true_colour
+from geodeploy.pictures import add_legend, coloured, draw_map, true_colour
 from geodeploy.predict import predict
 from geodeploy.spec import SegmentationClass
 
@@ -42,3 +43,18 @@ def test_a_map_is_drawn_in_its_colours(tmp_path: Path, pointwise: object, real_s
     shares = {item.value: (right == item.rgb).all(axis=1).mean() for item in pointwise.spec.classes}
     common = max(report.classes, key=lambda item: item.pixels)
     assert max(shares, key=shares.__getitem__) == common.value
+
+
+@pytest.mark.parametrize("width", [4, 9])
+def test_a_legend_is_no_wider_than_its_picture(width: int) -> None:
+    figure = Figure(figsize=(width, 4), layout="constrained")
+    figure.subplots().imshow(np.zeros((4, 4)))
+    names = ["cloud shadow  12%", "open water  46%", "evergreen forest  20%", "bare soil  4%"]
+    classes = [CLASSES[place % 2] for place in range(len(names))]
+    add_legend(figure, classes, names, other="no data")
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert [text.get_text() for text in legend.get_texts()] == [*names, "no data"]
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.width
+    rows = {round(text.get_window_extent().y0) for text in legend.get_texts()}
+    assert len(rows) == 1 if width == 9 else 1 < len(rows) < 5  # as many side by side as fit
