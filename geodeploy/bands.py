@@ -47,8 +47,8 @@ _OLI = {
 }  # fmt: skip
 _LANDSAT = {4: _TM, 5: _TM, 7: _TM | {"8": "pan"}, 8: _OLI, 9: _OLI}
 
-# The broad and the narrow near infrared serve the same models; either stands in for the other.
-_STAND_INS = {"nir": "nir08", "nir08": "nir"}
+STAND_INS = {"nir": "nir08", "nir08": "nir"}
+"""The broad and the narrow near infrared serve the same models; either stands in for the other."""
 
 # GDAL's driver for Sentinel-2 describes a band as "B4, central wavelength 665 nm".
 _WAVELENGTH = re.compile(r",\s*central wavelength.*", re.IGNORECASE)
@@ -139,11 +139,11 @@ def match_bands(
         found = [index for index, name in enumerate(names, 1) if name == want] or [
             index for index, name in enumerate(known, 1) if name == want
         ]
-        if not found and want in _STAND_INS:
-            found = [index for index, name in enumerate(known, 1) if name == _STAND_INS[want]]
+        if not found and want in STAND_INS:
+            found = [index for index, name in enumerate(known, 1) if name == STAND_INS[want]]
             if len(found) == 1:
                 warnings.append(
-                    f"{source}: {names[found[0] - 1]} ({_STAND_INS[want]}) stands in for {want}."
+                    f"{source}: {names[found[0] - 1]} ({STAND_INS[want]}) stands in for {want}."
                 )
         if not found:
             numbered = [

@@ -6,8 +6,8 @@ from typing import Any
 
 from geodeploy.errors import RecipeError
 from geodeploy.imports.config import Arguments, Config, necks
+from geodeploy.train.backbones.prithvi import VARIANTS
 from geodeploy.train.method_options import Lora, RsLora
-from geodeploy.train.prithvi import VARIANTS
 from geodeploy.train.recipe import BackboneOptions, TerraTorch
 
 _NATIVE_TILE = 224

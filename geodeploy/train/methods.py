@@ -10,6 +10,7 @@ from torch import nn
 from geodeploy.errors import RecipeError
 from geodeploy.train.adapters import layer_pattern, wrap
 from geodeploy.train.backbone import Backbone
+from geodeploy.train.backbones.timm_models import TRANSFORMERS
 from geodeploy.train.method_options import (
     Adapter,
     BitFit,
@@ -68,7 +69,8 @@ def apply_method(backbone: Backbone, method: Method) -> nn.Module:
         RecipeError: the method does not fit the network.
     """
     encoder: Any = backbone.encoder
-    if isinstance(method, Adapter | Ssl | Vpt) and not isinstance(encoder, VisionTransformer):
+    fits = VisionTransformer if isinstance(method, Vpt) else TRANSFORMERS
+    if isinstance(method, Adapter | Ssl | Vpt) and not isinstance(encoder, fits):
         raise RecipeError(
             f"method.name: {method.name} needs a vision transformer; take full or linear for a "
             "convolutional one."

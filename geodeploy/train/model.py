@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from geodeploy.errors import RecipeError
 from geodeploy.spec import Target
 from geodeploy.train.backbone import Backbone, Taps
+from geodeploy.train.backbones.timm_models import TRANSFORMERS
 from geodeploy.train.decoder import FcnDecoder, LinearDecoder, PyramidDecoder, UnetDecoder
 from geodeploy.train.dpt import DptDecoder
 from geodeploy.train.methods import ParameterCounts, apply_method, count_parameters
@@ -151,7 +151,7 @@ def assemble(
 
 
 def _recompute_blocks(encoder: nn.Module) -> None:
-    if not isinstance(encoder, VisionTransformer):
+    if not isinstance(encoder, TRANSFORMERS):
         raise RecipeError(
             "training.checkpointing: computes the blocks of a vision transformer again, and "
             f"{type(encoder).__name__} has none; take false."

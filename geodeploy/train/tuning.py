@@ -105,7 +105,7 @@ def tune_recipe(
     check_teachers(recipe)
     check_folder(recipe.data)
     torch.manual_seed(recipe.seed)
-    backbone = build_backbone(recipe.model, recipe.data.bands)
+    backbone = build_backbone(recipe.model, recipe.data.bands, gsd_m=recipe.data.gsd_m)
     start = _copy_start(recipe, backbone)
     bands = len(recipe.data.bands)
     # What the pixels are normalised by is known once they are read, which may take an hour.

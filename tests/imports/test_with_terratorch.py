@@ -16,7 +16,7 @@ from geodeploy.export import export
 from geodeploy.imports import import_terratorch
 from geodeploy.predict import predict
 from geodeploy.train.backbone import build_backbone
-from geodeploy.train.prithvi import BANDS
+from geodeploy.train.backbones.prithvi import BANDS
 from geodeploy.train.recipe import Model
 from geodeploy.train.run import load_run
 

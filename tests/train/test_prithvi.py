@@ -10,7 +10,7 @@ import torch
 from geodeploy.errors import RecipeError, WeightsError
 from geodeploy.export import export
 from geodeploy.train.backbone import build_backbone
-from geodeploy.train.prithvi import BANDS
+from geodeploy.train.backbones.prithvi import BANDS
 from geodeploy.train.recipe import Model
 from geodeploy.train.run import load_run
 
@@ -63,7 +63,7 @@ def test_dates_change_the_positions_alone_in_their_own_part() -> None:
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"options": {"embed_dim": 40}}, "embed_dim: Prithvi needs a multiple of 16"),
+        ({"options": {"embed_dim": 40}}, "embed_dim: prithvi_eo_v2_tiny needs a multiple of 16"),
         ({"tile": 40}, "40 is no multiple of the patch of 16; take 32 or 48"),
         ({"backbone": "vit_tiny_patch16_224", "timesteps": 2}, "takes 1 date, found 2"),
         (

@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 
 from geodeploy.errors import WeightsError
 from geodeploy.train import weights as weights_module
-from geodeploy.train.backbone import build_backbone, spread_patches
+from geodeploy.train.backbone import build_backbone
+from geodeploy.train.backbones.timm_models import spread_patches
 from geodeploy.train.recipe import BackboneOptions, Model
 from geodeploy.train.weights import file_sha256, load_weights, tensors_sha256
 

@@ -1,0 +1,93 @@
+"""Every converter against what its reference once gave, and from a recipe to a map."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from comparing import KEPT, LARGEST, kept_tensors, maps_of, ours
+from make_references import sample
+from references import REFERENCES, TINY, pixels_of
+
+from geodeploy.errors import GeodeployError, RecipeError, WeightsError
+from geodeploy.export import export
+from geodeploy.train.backbone import build_backbone
+from geodeploy.train.backbones import FAMILIES, dinov3, ssl4eo
+from geodeploy.train.recipe import Model
+from geodeploy.train.run import load_run
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in KEPT.glob("*.json")))
+def test_published_weights_give_what_the_published_network_gave(name: str, tmp_path: Path) -> None:
+    reference, tensors = REFERENCES[name], kept_tensors(name)
+    kept = json.loads((KEPT / f"{name}.json").read_text())["maps"]
+    assert len(kept) == 2
+    for side, needed in kept.items():
+        pixels = pixels_of(len(reference.bands), int(side))
+        maps = maps_of(ours(reference, tensors, int(side), tmp_path), pixels)
+        for values, wanted in zip(maps, needed, strict=True):
+            if wanted:
+                assert float((sample(values) - torch.tensor(wanted)).abs().max()) <= LARGEST
+
+
+@pytest.mark.parametrize("name", ["dofa", "satmae", "dinov3"])
+def test_it_is_tuned_by_adapters_merged_and_exported(
+    name: str, tune: Callable[..., Path], tmp_path: Path
+) -> None:
+    reference = REFERENCES[name]
+    torch.save(reference.packed(kept_tensors(name)), tmp_path / "published.pth")
+    options = ", ".join(f"{key}={value}" for key, value in (TINY | reference.options).items())
+    run = tune(
+        f"model.backbone={reference.backbone}",
+        f"model.weights={tmp_path / 'published.pth'}",
+        f"model.options={{{options}}}",
+        "model.tile=32",
+        "method.name=lora",
+        'method.targets=["attn.qkv", "mlp.fc2"]',
+    )
+    pixels = torch.from_numpy(load_run(run).tiles.pixels[:2])
+    with torch.inference_mode():
+        model: Any = load_run(run).model
+        assert torch.equal(model(pixels), load_run(run).model(pixels))
+    assert any("lora_B" in key for key in model.backbone.state_dict())
+    tuned = [value for key, value in model.backbone.named_parameters() if "lora_B" in key]
+    assert all(value.any() for value in tuned)  # each of them has learned
+    assert export(run, tmp_path / "model.onnx").exported.argmax_agreement > 0.999
+
+
+@pytest.mark.parametrize(
+    ("backbone", "bands", "error", "complaint"),
+    [
+        ("dofa_base", ("red", "ndvi"), WeightsError, "makes its filters of wavelengths, .* ndvi"),
+        ("ssl4eo_vit_small_s2", ("red", "vv"), WeightsError, "know the bands coastal, .* has vv too"),
+        ("satmae_large", ("red", "cirrus"), WeightsError, "know the bands blue, .* has cirrus too"),
+        ("clay_v1_base", ("red",), RecipeError, "data.gsd_m: clay_v1_base places what it sees"),
+    ],
+)
+def test_bands_and_distances_that_a_network_cannot_take_are_said(
+    backbone: str, bands: tuple[str, ...], error: type[GeodeployError], complaint: str, tmp_path: Path
+) -> None:
+    names = {"dofa_base": "dofa", "ssl4eo_vit_small_s2": "ssl4eo_vit", "satmae_large": "satmae"}
+    if backbone in names:
+        reference = REFERENCES[names[backbone]]
+        torch.save(reference.packed(kept_tensors(names[backbone])), tmp_path / "published.pth")
+    options = TINY | {"patch_size": 8}
+    model = Model(
+        backbone=backbone, weights=str(tmp_path / "published.pth"), options=options, tile=32, overlap=8
+    )
+    with pytest.raises(error, match=complaint):
+        build_backbone(model, bands)
+
+
+def test_every_name_in_the_table_makes_a_network_of_its_width() -> None:
+    ours_alone = [name for name in FAMILIES if not name.startswith(("light", "ssl4eo", "vit_"))]
+    for name in ours_alone:
+        bands = ("vv",) if "s1" in name else ("red", "green")
+        model = Model(backbone=name, weights="random", options={"depth": 1}, tile=16 * 14, overlap=8)
+        with torch.device("meta"):  # without its memory
+            assert build_backbone(model, bands, gsd_m=10.0).taps.widths[0] >= 128, name
+    assert all(timm.is_model(name) for name, _ in ssl4eo.VARIANTS.values())
+    assert all(timm.is_model(name) for name in dinov3.NAMES)
