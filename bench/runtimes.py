@@ -1,13 +1,15 @@
 """How fast each runtime is, beside how far its outputs drift from the reference.
 
     python bench/runtimes.py                          the model that comes with geodeploy
-    python bench/runtimes.py RUN model.onnx ...       others; a RUN is exported first
+    python bench/runtimes.py RUN model.onnx ...       others; a RUN is exported first,
+        --precision fp32 bf16 int8                    in each of these
     python bench/runtimes.py --threads 1 2 --batch 1 4 8
 
 The reference, and what speed is compared with, is PyTorch (eager, fp32, adapter unmerged) for a RUN
 and ONNX Runtime for an ONNX file. Each runtime is loaded and warmed up in a process of its own, and
 they take turns, so that a machine that slows down slows all: a ratio is taken for each turn and the
-median is quoted. On a machine that does other work too, trust the CPU time rather than the clock.
+median is quoted. On a machine that does other work too, trust the CPU time rather than the clock. Drift
+is on real tiles, of a RUN those that int8 took no ranges from.
 """
 
 import argparse
@@ -32,9 +34,9 @@ from pathlib import Path
 import numpy as np
 from geodeploy.machine import peak_memory_bytes
 from geodeploy.runtime.graph import read_onnx
-runtime, model, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+runtime, model, outputs_file = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
 threads, batch = int(sys.argv[4]), int(sys.argv[5])
-tiles = np.load(folder / "tiles.npy")
+tiles = np.load(outputs_file.with_name("tiles.npy"))
 begun = time.process_time()
 if runtime == "torch":
     from geodeploy.runtime.torch import TorchSession
@@ -47,7 +49,7 @@ else:
     session = OnnxSession(read_onnx(model), device="cpu", threads=threads)
 load = time.process_time() - begun
 outputs = [session.run(tiles[place : place + batch]) for place in range(0, len(tiles), batch)]
-np.save(folder / f"{runtime}.npy", np.concatenate(outputs))
+np.save(outputs_file, np.concatenate(outputs))
 print(json.dumps([session.name, load]), flush=True)
 pixels = np.resize(tiles, (batch, *tiles.shape[1:]))
 for line in sys.stdin:
@@ -58,9 +60,11 @@ for line in sys.stdin:
     print(json.dumps([cpu, wall, peak_memory_bytes()]), flush=True)
 """
 HEADER = (
-    "| model | threads | batch | runtime | load, CPU s | CPU ms a tile | ratio | tiles/s | ratio | "
-    "peak MiB | max diff | argmax agreement |\n|---|---|---|---|---|---|---|---|---|---|---|---|"
+    "| model | threads | batch | precision | runtime | load, CPU s | CPU ms a tile | ratio | tiles/s | "
+    "ratio | peak MiB | max diff | argmax agreement |\n" + "|---" * 13 + "|"
 )
+Form = tuple[str, str]
+"""Precision and runtime."""
 
 
 def main() -> None:
@@ -69,13 +73,14 @@ def main() -> None:
     parser.add_argument("models", nargs="*", type=Path, default=[default_model()])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 4, 8])
+    parser.add_argument("--precision", nargs="+", default=["fp32"], help="of what a RUN becomes")
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=1.0, help="about so long a turn")
     arguments = parser.parse_args()
     print(HEADER)
     for model in arguments.models:
         with tempfile.TemporaryDirectory(prefix="geodeploy-") as folder:
-            files = prepare(model, Path(folder))
+            files = prepare(model, Path(folder), arguments.precision)
             for threads in arguments.threads:
                 for batch in arguments.batch:
                     rows = measure(
@@ -85,22 +90,27 @@ def main() -> None:
                         print(f"| {model.name} | {threads} | {batch} | {row} |", flush=True)
 
 
-def prepare(model: Path, folder: Path) -> dict[str, Path]:
+def prepare(model: Path, folder: Path, precisions: list[str]) -> dict[Form, Path]:
     """What each runtime loads, the reference first; real tiles are left in ``folder``."""
     files = {}
     if model.is_dir():
         from geodeploy.export import export
+        from geodeploy.export.options import ExportOptions
 
-        files["torch"] = model
-        export(model, folder / "model.onnx")
-        tiles = np.load(model / "tiles.npz")["pixels"]
-        model = folder / "model.onnx"
+        files["fp32", "torch"] = model
+        tiles = np.load(model / "tiles.npz")["pixels"][1::2]
+        for precision in precisions:
+            path = folder / f"{precision}.onnx"
+            report = export(model, path, options=ExportOptions(precision=precision))
+            print(report, file=sys.stderr)
+            files |= {(precision, runtime): path for runtime in report.covered}
     else:
-        tiles = cut_scene(read_onnx(model).spec)
+        spec = read_onnx(model).spec
+        tiles = cut_scene(spec)
+        files[spec.precision, "onnxruntime"] = model
+        if find_spec("openvino"):
+            files[spec.precision, "openvino"] = model
     np.save(folder / "tiles.npy", tiles)
-    files["onnxruntime"] = model
-    if find_spec("openvino"):
-        files["openvino"] = model
     return files
 
 
@@ -125,40 +135,41 @@ def cut_scene(spec: ModelSpec) -> np.ndarray:
 
 
 def measure(
-    files: dict[str, Path], folder: Path, threads: int, batch: int, turns: int, seconds: float
+    files: dict[Form, Path], folder: Path, threads: int, batch: int, turns: int, seconds: float
 ) -> list[str]:
-    """A row for each runtime."""
+    """A row for each precision in each runtime."""
+    outputs = {form: folder / f"{form[0]}-{form[1]}.npy" for form in files}
     workers = {
-        runtime: subprocess.Popen(
-            [sys.executable, "-c", WORKER, runtime, path, folder, str(threads), str(batch)],
+        form: subprocess.Popen(
+            [sys.executable, "-c", WORKER, form[1], path, outputs[form], str(threads), str(batch)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
         )
-        for runtime, path in files.items()
+        for form, path in files.items()
     }
-    loaded = {runtime: json.loads(worker.stdout.readline()) for runtime, worker in workers.items()}
+    loaded = {form: json.loads(worker.stdout.readline()) for form, worker in workers.items()}
     first, *_ = workers
     repeats = max(1, round(seconds / ask(workers[first], 1)[1]))
-    found = {runtime: [] for runtime in workers}
+    found = {form: [] for form in workers}
     for _ in range(turns):
-        for runtime, worker in workers.items():
-            found[runtime].append(ask(worker, repeats))
+        for form, worker in workers.items():
+            found[form].append(ask(worker, repeats))
     for worker in workers.values():
         worker.communicate()
-    reference = np.load(folder / f"{first}.npy")
+    reference = np.load(outputs[first])
     rows = []
-    for runtime, (name, load) in loaded.items():
-        cpu, wall, memory = (np.array(values) for values in zip(*found[runtime], strict=True))
+    for form, (name, load) in loaded.items():
+        cpu, wall, memory = (np.array(values) for values in zip(*found[form], strict=True))
         base_cpu, base_wall, _ = (np.array(values) for values in zip(*found[first], strict=True))
-        outputs = np.load(folder / f"{runtime}.npy")
-        agreement = (outputs.argmax(axis=1) == reference.argmax(axis=1)).mean()
+        logits = np.load(outputs[form])
+        agreement = (logits.argmax(axis=1) == reference.argmax(axis=1)).mean()
         rows.append(
-            f"{name} | {load:.2f} | {1000 * np.median(cpu) / repeats / batch:.1f} | "
+            f"{form[0]} | {name} | {load:.2f} | {1000 * np.median(cpu) / repeats / batch:.1f} | "
             f"{np.median(base_cpu / cpu):.2f} | {repeats * batch / np.median(wall):.1f} | "
             f"{np.median(base_wall / wall):.2f} | {memory.max() / 2**20:.0f} | "
-            f"{np.abs(outputs - reference).max():.1e} | {agreement:.4%}"
+            f"{np.abs(logits - reference).max():.1e} | {agreement:.4%}"
         )
     return rows
 

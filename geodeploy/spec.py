@@ -51,7 +51,7 @@ class _Frozen(BaseModel):
 
 
 Layout = Literal["NCHW", "NHWC", "NCTHW"]
-Precision = Literal["fp32", "fp16", "bf16"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
 
 
 class Band(_Frozen):

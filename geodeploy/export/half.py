@@ -89,7 +89,7 @@ class _Halving:
             for name, tensor in self.weights.items()
             if tensor.data_type == TensorProto.FLOAT
         } | dict(largest)
-        self.last = _last_layers(self.graph)
+        self.last = last_layers(self.graph)
         self.halves: set[str] = set()
         self.made: dict[tuple[str, bool], str] = {}
         self.nodes: list[NodeProto] = []
@@ -180,7 +180,7 @@ def _largest(model: onnx.ModelProto, spec: ModelSpec, pixels: NDArray[np.float32
     return {name: float(max(part[f"{name}.reach"] for part in parts)) for name in names}
 
 
-def _last_layers(graph: onnx.GraphProto) -> set[int]:
+def last_layers(graph: onnx.GraphProto) -> set[int]:
     """The nodes that an output needs, back to the first product."""
     makers = {name: place for place, node in enumerate(graph.node) for name in node.output}
     found: set[int] = set()

@@ -1,24 +1,28 @@
 """Write a tuned model in a file that says what it is: ONNX by itself or for Triton, or a program."""
 
+import ast
 import logging
 import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 from torch import nn
 
 from geodeploy.errors import OutputError, ParityError, RecipeError
 from geodeploy.export import triton
 from geodeploy.export.deepness import deepness_metadata, deepness_spec, stretch
 from geodeploy.export.half import write_half
+from geodeploy.export.int8 import write_int8
 from geodeploy.export.item import write_model_item
 from geodeploy.export.merge import merge_checked
 from geodeploy.export.options import ExportOptions
-from geodeploy.export.parity import ParityReport
+from geodeploy.export.parity import AIM, ParityReport, PutBack, Quantisation, compare
 from geodeploy.export.program import onnx_program, trace, write_program
-from geodeploy.export.proof import as_told, prove, reference_text
+from geodeploy.export.proof import as_told, judging, prove, reference_text
 from geodeploy.item import item_path
 from geodeploy.runtime import hold
 from geodeploy.runtime.cuda import Cuda
@@ -80,17 +84,22 @@ def _write_proved(
     if options.profile:
         spec = deepness_spec(spec, options)
     pixels, labels = tuned.tiles.pixels, tuned.tiles.labels
+    quantisation = None
     merged, merged_diff = merge_checked(tuned.model, tuned.spec, pixels, labels)
     log.info("Merged; the largest difference in an output is %.2g. Writing it ...", merged_diff)
     if options.to == "torch-export":
         program = trace(merged, spec)
         write_program(program, spec, draft)
     else:
-        write_onnx(as_told(merged, spec), spec, draft)
-        if spec.precision != "fp32":
+        modules = write_onnx(as_told(merged, spec), spec, draft)
+        if spec.precision == "int8":
+            quantisation = _write_int8(tuned, spec, draft, modules)
+        elif spec.precision != "fp32":
             write_half(draft, spec, pixels)
-    log.info("Comparing it with the tuned model on %d real tiles ...", len(pixels))
+    judges = len(judging(tuned, draft).pixels)
+    log.info("Comparing it with the tuned model on %d real tiles ...", judges)
     report = prove(tuned, merged, draft, merged_max_abs_diff=merged_diff)
+    report = report.model_copy(update={"quantisation": quantisation})
     if report.problem:
         refusal = output.with_suffix(".refused.json")
         parity_path(draft).write_text(report.to_json())
@@ -116,12 +125,39 @@ def _write_proved(
     return spec, report
 
 
+def _write_int8(tuned: Run, spec: ModelSpec, draft: Path, modules: Mapping[str, str]) -> Quantisation:
+    """Make the graph in ``draft`` compute in int8, by half of the tiles of ``tuned``."""
+    if len(tuned.tiles.pixels) < 2:
+        raise RecipeError(
+            f"{tuned.path} keeps one tile: int8 needs one for its ranges and another to be judged by. "
+            "Train with a larger validation area, or leave --precision int8 out."
+        )
+    tiles = tuned.tiles.every_other(0)
+    log.info("Taking ranges for int8 from %d of the RUN's tiles ...", len(tiles.pixels))
+
+    def holds(expected: NDArray[np.float32], found: NDArray[np.float32]) -> bool:
+        return AIM.problem(compare(expected, found, tiles.labels, spec)) is None
+
+    made = write_int8(draft, spec, tiles.pixels, holds)
+    put_back = (
+        PutBack(module=modules.get(layer.output, layer.output), drift=layer.drift or 0.0)
+        for layer in made.float32
+    )
+    return Quantisation(
+        calibrated_on=len(tiles.pixels),
+        int8_layers=len(made.int8),
+        float32_layers=tuple(put_back),
+    )
+
+
 def parity_path(model: Path) -> Path:
     """Where the report of ``model`` lies."""
     return model.with_suffix(".parity.json")
 
 
 def _check_options(options: ExportOptions) -> None:
+    if options.precision == "int8" and options.to == "tensorrt":
+        raise RecipeError("--precision int8 is for CPUs: for TensorRT take fp16 or bf16.")
     if options.to == "tensorrt":  # before any work
         import_tensorrt()
         Cuda()
@@ -160,10 +196,21 @@ def _replace_folder(new: Path, output: Path, aside: Path) -> None:
         raise
 
 
-def write_onnx(model: nn.Module, spec: ModelSpec, path: Path) -> None:
-    """Trace ``model`` into ``path``: ``pixels`` to outputs, any batch, fixed tile, spec inside."""
-    onnx_program(model, spec).save(str(path), external_data=False)
+def write_onnx(model: nn.Module, spec: ModelSpec, path: Path) -> dict[str, str]:
+    """Trace ``model`` into ``path``: ``pixels`` to outputs, any batch, fixed tile, spec inside.
+
+    Returns the part of ``model`` that each value of the graph was made of.
+    """
+    program = onnx_program(model, spec)
+    program.save(str(path), external_data=False)
     describe(path, spec)
+    return {
+        name: ast.literal_eval(item.value)[-2]  # the last is the operation
+        for node in program.model_proto.graph.node
+        for item in node.metadata_props
+        for name in node.output
+        if item.key == "pkg.torch.onnx.name_scopes"
+    }
 
 
 def describe(path: Path, spec: ModelSpec, more: Mapping[str, str] | None = None) -> None:

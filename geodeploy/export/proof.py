@@ -22,7 +22,7 @@ from geodeploy.export.parity import (
 from geodeploy.runtime.graph import OnnxFile, read_onnx
 from geodeploy.runtime.reference import Reference, pixels_to_keep, thinned
 from geodeploy.spec import REFERENCE_KEY, ModelSpec
-from geodeploy.train.run import Run, load_run
+from geodeploy.train.run import RealTiles, Run, load_run
 
 
 def verify_model(run: Path, model: Path) -> ParityReport:
@@ -47,7 +47,8 @@ def bisect_model(run: Path, model: Path, allowed: float | None) -> list[Bisectio
         raise ModelError(f"{model}: values are looked at in ONNX files. Export the RUN as one.")
     tuned = load_run(run)
     merged = merge(tuned.model)
-    report = report_on(tuned.model, tuned.spec, model, tuned.tiles.pixels, tuned.tiles.labels)
+    tiles = judging(tuned, model)
+    report = report_on(tuned.model, tuned.spec, model, tiles.pixels, tiles.labels)
     file, tile, reference = _on_worst_tile(tuned, merged, model, report)
     return [
         bisect(
@@ -69,12 +70,13 @@ def prove(
 
     ``merged`` is the model of ``tuned`` that the file was, or should have been, made of.
     """
+    tiles = judging(tuned, model)
     report = report_on(
         tuned.model,
         tuned.spec,
         model,
-        tuned.tiles.pixels,
-        tuned.tiles.labels,
+        tiles.pixels,
+        tiles.labels,
         merged_max_abs_diff=merged_max_abs_diff,
     )
     failed = [
@@ -96,6 +98,12 @@ def prove(
     return _told(report, drifts)
 
 
+def judging(tuned: Run, model: Path) -> RealTiles:
+    """The tiles of ``tuned`` that ``model`` is judged by: none that its ranges are taken from."""
+    is_int8 = model.suffix != ".pt2" and read_onnx(model).spec.precision == "int8"
+    return tuned.tiles.every_other(1) if is_int8 else tuned.tiles
+
+
 def reference_text(tuned: Run) -> dict[str, str]:
     """The metadata that a session on a GPU is held against: real tiles and their logits."""
     pixels = pixels_to_keep(tuned.tiles.pixels)
@@ -109,7 +117,7 @@ def _on_worst_tile(
     """The file ``model``, the tile in which it is furthest off, and what PyTorch computes of that."""
     file = as_on_gpu(read_onnx(model))
     worst = report.exported.worst_tile
-    tile = np.ascontiguousarray(tuned.tiles.pixels[worst : worst + 1])
+    tile = np.ascontiguousarray(judging(tuned, model).pixels[worst : worst + 1])
     return file, tile, reference_values(as_told(merged, file.spec), file.spec, tile)
 
 

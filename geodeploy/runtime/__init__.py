@@ -138,7 +138,7 @@ def hold(file: "OnnxFile", open_file: "Callable[[OnnxFile], Session]") -> Sessio
         return session
     session.close()
     precision = file.spec.precision
-    if precision == "fp32":
+    if precision in ("fp32", "int8"):
         raise ParityError(
             f"{file.path} does not do what the tuned model does in {session.name} on this GPU: "
             f"{problem}. Take another --runtime, or --device cpu."
