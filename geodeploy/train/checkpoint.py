@@ -35,6 +35,8 @@ class Progress(BaseModel):
     seconds: float
     busy: float
     """Seconds of training, validation left out."""
+    waited: float
+    """Seconds in which no window was ready to train on."""
     learner: dict[str, Any]
     """What the learner wants back, besides tensors."""
     sampler: dict[str, Any]

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from geodeploy.ahead import read_ahead
 from geodeploy.errors import ModelError, ProcessError, RecipeError
+from geodeploy.machine import Stopwatch
 from geodeploy.scores import AnyScores
 from geodeploy.train.adapters import allocate_ranks
 from geodeploy.train.augment import Batch, training_batches
@@ -58,6 +59,8 @@ class Fit:
     seconds: float
     images_per_s: float
     """Training tiles a second, validation left out."""
+    waiting: float
+    """Share of the training's time, validation left out, in which no window was ready."""
     device: str
     processes: int
     """That shared every batch."""
@@ -95,19 +98,20 @@ def fit(
 
     def check(step: int) -> Checkup:
         scores = _validate(model, learner.answer, scenes, recipe, mean) if validates else None
-        recent = losses[history[-1].step if history else 0 :]
-        return Checkup(step=step, loss=float(np.mean(recent)), lr=max(rates.at(step)), scores=scores)
+        loss = float(np.mean(losses[history[-1].step if history else 0 :]))
+        return Checkup(step=step, loss=loss, lr=max(rates.at(step)), scores=scores)
 
     losses: list[float] = []
     history: list[Checkup] = []
     best_state: dict[str, Tensor] = {}
-    best, done, busy, sampler = 0, 0, 0.0, None
+    best, done, sampler = 0, 0, None
+    learning, waiting = Stopwatch(), Stopwatch()
     start = time.perf_counter()
     if checkpoint is not None and (found := checkpoint.read()):
         past, tensors = found
         losses, history, best = list(past.losses), list(past.history), past.best
-        done, busy, sampler = past.step, past.busy, past.sampler
-        start -= past.seconds
+        done, sampler, start = past.step, past.sampler, start - past.seconds
+        learning.seconds, waiting.seconds = past.busy, past.waited
         best_state = pick(tensors, _BEST)
         learner.restore(past.learner, tensors)
         log.info("Going on after step %d of %d.", done, steps)
@@ -119,23 +123,21 @@ def fit(
         disable=not (progress and sys.stderr.isatty()),
         file=sys.stderr,
     )
-    drawn = repeat(
-        training_batches(scenes, recipe, mean, sampler=sampler, share=learner.share(training.batch))
-    )
-    with bar, closing(read_ahead(next, drawn, workers=1, ahead=2)) as batches:
+    drawn = training_batches(scenes, recipe, mean, sampler=sampler, share=learner.share(training.batch))
+    with bar, closing(read_ahead(next, repeat(drawn), workers=1, ahead=2)) as batches:
         for step in range(done + 1, steps + 1):
             if training.patience and rates.stale >= training.patience:
                 break
-            step_batches = list(islice(batches, training.accumulate))
-            began = time.perf_counter()
-            losses.append(learner.learn(step_batches, step))
-            busy += time.perf_counter() - began
+            with waiting:
+                step_batches = list(islice(batches, training.accumulate))
+            with learning:
+                losses.append(learner.learn(step_batches, step))
             if step % every == 0 or step == steps:
                 history.append(check(step))
                 # Where there is no bar, a log file for instance, a line now and then.
                 log.log(
                     logging.INFO if bar.disable else logging.DEBUG,
-                    _line(history[-1], steps, step * training.windows / busy),
+                    _line(history[-1], steps, step * training.windows / learning.seconds),
                 )
                 if validates:
                     rates.note(history[-1].quality)
@@ -150,22 +152,25 @@ def fit(
                         history=tuple(history),
                         best=best,
                         seconds=time.perf_counter() - start,
-                        busy=busy,
+                        busy=learning.seconds,
+                        waited=waiting.seconds,
                         learner=facts,
                         sampler=step_batches[-1].sampler,
                     )
                     if is_first():
                         checkpoint.write(past, tensors | prefixed(best_state, _BEST))
-            bar.set_postfix(_facts(losses, history, step * training.windows / busy), refresh=False)
+            bar.set_postfix(
+                _facts(losses, history, step * training.windows / learning.seconds), refresh=False
+            )
             bar.update()
-    model.cpu().load_state_dict(best_state, strict=False)
-    model.eval()
+    model.cpu().eval().load_state_dict(best_state, strict=False)
     return Fit(
         losses=losses,
         history=history,
         best=history[best],
         seconds=time.perf_counter() - start,
-        images_per_s=len(losses) * training.windows / busy,
+        images_per_s=len(losses) * training.windows / learning.seconds,
+        waiting=waiting.seconds / (learning.seconds + waiting.seconds),
         device=learner.device,
         processes=learner.processes,
     )

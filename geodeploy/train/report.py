@@ -46,6 +46,8 @@ class Metrics(BaseModel):
     seconds: float
     """Of training and validation."""
     images_per_s: float
+    waiting: float
+    """Share of the training's time, validation left out, in which no window was ready."""
     device: str
     processes: int = 1
     """That shared every batch."""
@@ -75,6 +77,7 @@ class TrainReport(BaseModel):
             f"({found.trainable_backbone_parameters:,} in the backbone, "
             f"{found.trainable_head_parameters:,} in the decoder)\n"
             f"{found.steps} steps in {found.seconds:.0f} s on {device}, "
-            f"{found.images_per_s:.1f} images/s; kept step {found.best_step}\n"
+            f"{found.images_per_s:.1f} images/s, {found.waiting:.1%} of the time waiting for data; "
+            f"kept step {found.best_step}\n"
             f"RUN: {self.run}"
         )

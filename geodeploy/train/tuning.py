@@ -237,6 +237,7 @@ def _measure(
         parameters=counts.total,
         seconds=round(result.seconds, 1),
         images_per_s=round(result.images_per_s, 2),
+        waiting=round(result.waiting, 4),
         device=result.device,
         processes=result.processes,
         precision=recipe.training.precision,

@@ -1,13 +1,17 @@
 import math
 import re
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from geodeploy.errors import ModelError, RecipeError, SourceError
 from geodeploy.train import train
+from geodeploy.train.augment import Batch, training_batches
 from geodeploy.train.loop import Rates, count_steps
 from geodeploy.train.recipe import Training
 
@@ -78,6 +82,23 @@ def test_a_few_steps_make_the_loss_smaller(recipe_file: Path, tmp_path: Path) ->
     overrides = ["training.steps=30", "training.validate_every=10", "training.lr=1e-2"]
     history = train(recipe_file, tmp_path / "run", overrides=overrides).metrics.history
     assert history[-1].loss < 0.9 * history[0].loss
+
+
+def test_waiting_for_data_is_told_apart_from_computing(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(*given: Any, **more: Any) -> Iterator[Batch]:
+        for batch in training_batches(*given, **more):
+            time.sleep(0.7)  # far longer than a step of a tiny network
+            yield batch
+
+    short = ["training.steps=3", "training.validate_every=3"]
+    prompt = train(recipe_file, tmp_path / "prompt", overrides=short).metrics
+    monkeypatch.setattr(sys.modules["geodeploy.train.loop"], "training_batches", late)
+    report = train(recipe_file, tmp_path / "late", overrides=short)
+    assert 0 <= prompt.waiting < report.metrics.waiting
+    assert report.metrics.waiting > 0.5
+    assert f"{report.metrics.waiting:.1%} of the time waiting for data" in str(report)
 
 
 def test_fp16_on_a_cpu_is_an_error_that_names_what_to_take(recipe_file: Path, tmp_path: Path) -> None:
