@@ -170,7 +170,9 @@ def predict_array(
         (y, x) of class values, with CF's ``flag_values`` and ``flag_meanings``. Where rasters beside it
         are asked for, an `xarray.Dataset` with it as ``class``, and with them: float32 from 0 to 1, NaN
         for nodata, ``probabilities`` (class_name, y, x). Of a model of quantities, an `xarray.Dataset`
-        with each, in its units; the disagreement of ``height`` is ``height_disagreement``.
+        with each, in its units; the disagreement of ``height`` is ``height_disagreement``. Of a model
+        that answers for whole tiles, (class_name, y, x) of probabilities, NaN for nodata, on the coarse
+        grid of the tiles.
 
     Raises:
         GeodeployError: what `predict` raises.
@@ -185,6 +187,8 @@ def predict_array(
         report = predict(scene, model, Path(folder) / "map.tif", options=options)
         with rasterio.open(report.map) as dataset:
             stored, transform, crs = dataset.read(), dataset.transform, dataset.crs
+        if report.labels:
+            probabilities = _shares(report.map)
         beside = {path.stem.removeprefix("map_"): _shares(path) for path in report.beside}
     dims = spatial_axes(array) or ("y", "x")
     coords = _coordinates(array, dims, stored.shape[1:], transform)
@@ -202,6 +206,12 @@ def predict_array(
                 for place, target in enumerate(report.targets)
             }
         )
+    if report.labels:
+        names = [label.name for label in report.labels]
+        return xarray.concat(
+            [lying(plane, math.nan) for plane in probabilities],
+            xarray.DataArray(names, dims="class_name", name="class_name"),
+        ).rename("probabilities")
     mapped = lying(
         stored[0],
         NODATA,

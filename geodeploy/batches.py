@@ -13,10 +13,13 @@ from geodeploy.blend import (
     are_probabilities,
     check_finite,
     check_probabilities,
+    check_shares,
+    sigmoid,
     softmax,
 )
 from geodeploy.raster import Raster, Stripe
 from geodeploy.runtime import Session
+from geodeploy.runtime.graph import output_shape
 from geodeploy.spec import ModelSpec
 from geodeploy.tiles import Region, Tile
 
@@ -110,16 +113,19 @@ def stack_tiles(
 def whole_answers(session: Session, batch: Batch) -> NDArray[np.float32]:
     """What the model says of each place in ``batch.pixels``, (size, K, tile, tile).
 
-    That is probabilities, which sum to 1, or the quantities of a regression.
+    That is probabilities, which sum to 1, or the quantities of a regression. Of whole tiles it is
+    (size, K), each a probability by itself.
 
     Raises:
         ModelError: it is no number, or no probability.
     """
-    outputs = _outputs(session, batch)
+    spec, outputs = session.spec, _outputs(session, batch)
     check_finite(outputs, batch.run)
-    if session.spec.output == "probabilities":
-        check_probabilities(outputs)
-    return softmax(outputs) if session.spec.output == "logits" else outputs
+    if spec.output == "probabilities":
+        (check_shares if spec.whole_tiles else check_probabilities)(outputs)
+    if spec.output != "logits":
+        return outputs
+    return sigmoid(outputs) if spec.whole_tiles else softmax(outputs)
 
 
 def answers(session: Session, batch: Batch) -> tuple[NDArray[np.float32], dict[int, str]]:
@@ -140,6 +146,5 @@ def answers(session: Session, batch: Batch) -> tuple[NDArray[np.float32], dict[i
 def _outputs(session: Session, batch: Batch) -> NDArray[np.float32]:
     run = batch.run
     if not run:
-        shape = 0, len(session.spec.outputs), session.spec.tile, session.spec.tile
-        return np.empty(shape, np.float32)
+        return np.empty((0, *output_shape(session.spec)), np.float32)
     return session.run(batch.pixels)[: len(run)]

@@ -8,6 +8,7 @@ Memory does not depend on the scene's height. Beyond the model's own session it 
     seams     (outputs + 2) x overlap x width x 4; with the disagreement as for one output more, or, of
               quantities, as for twice as many
     batches   3 x batch x tile² x (bands + 2 x outputs) x 4: one is stacked, one runs, one is blended
+              (where a tile has one answer as a whole, neither seams nor outputs count)
     map       about 512 rows x width x bytes a stored value, twice; as much for each band of the rasters
               beside it
     GDAL      its block cache, 16 MiB
@@ -22,7 +23,7 @@ import math
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,8 @@ from geodeploy import __version__
 from geodeploy.ahead import read_ahead
 from geodeploy.aoi import Area, find_area
 from geodeploy.batches import Batch, answers, cut_tiles, stack_tiles, whole_answers
-from geodeploy.blend import Block, Mosaic
+from geodeploy.blend import Block
+from geodeploy.cells import coarse
 from geodeploy.clean import CleanOptions, clean_raster
 from geodeploy.cog import Frame
 from geodeploy.errors import GridError, OutputError, SourceError
@@ -60,7 +62,7 @@ from geodeploy.raster import Raster, check_range, ground_sample_distance_m, open
 from geodeploy.report import BusyShares, Hole, Report, UnseenShare
 from geodeploy.runtime import Session
 from geodeploy.spec import ModelSpec
-from geodeploy.tasks import Task, task_of
+from geodeploy.tasks import Canvas, Task, task_of
 from geodeploy.tiles import TileGrid
 from geodeploy.unseen import UnseenCount, sum_unseen
 from geodeploy.writer import MapWriter, beside
@@ -159,8 +161,9 @@ class Plan:
     """Of the whole scene, whatever area is asked for."""
     area: Area | None
     window: Window
-    """The map, in the scene's pixels."""
+    """The map, in the scene's pixels; where it is coarse, in its cells, from the scene's corner on."""
     parts: list[Part]
+    """With windows in the same."""
     batch: int
     """Tiles in one forward pass."""
     task: Task
@@ -171,28 +174,32 @@ class Plan:
 
 def _plan(raster: Raster, spec: ModelSpec, options: PredictOptions) -> Plan:
     overlap = spec.overlap if options.overlap is None else options.overlap
-    grid = TileGrid(raster.height, raster.width, spec.tile, overlap)
     task = task_of(spec)
+    grid = task.grid(raster.height, raster.width, spec.tile, overlap)
     others = _others(task, overlap, options)
     area = asked_area(raster, options)
     window = area.window if area else Window(0, 0, raster.width, raster.height)
     columns = PANEL_BYTES // _column_bytes(raster, spec, overlap, task, others)
-    parts = plan_parts(grid, columns=columns, within=window)
+    parts = [
+        replace(part, window=coarse(part.window, grid.cell))
+        for part in plan_parts(grid, columns=columns, within=window)
+    ]
     # Batches of nearly one size: nine tiles at eight a batch are five and four, not eight and one.
     tiles = sum(len(part.rows) * len(part.cols) for part in parts)
     batch = -(-tiles // -(-tiles // options.batch))
     cleaning = CleanOptions(smooth=options.smooth, sieve=options.sieve)
-    return Plan(grid, area, window, parts, batch, task, others, cleaning)
+    return Plan(grid, area, coarse(window, grid.cell), parts, batch, task, others, cleaning)
 
 
 def _others(task: Task, overlap: int, options: PredictOptions) -> list[Product]:
     """What is to be written beside the map."""
+    others = task.others(options)
     if options.disagreement and (options.blend == "crop" or not overlap):
         raise GridError(
             "--disagreement compares tiles where they overlap and are mixed, but "
             + ("--blend crop takes each pixel from one: use cosine." if overlap else "--overlap is 0.")
         )
-    return task.others(options)
+    return others
 
 
 def _writer(output: Path, journal: Journal, raster: Raster, spec: ModelSpec, plan: Plan) -> MapWriter:
@@ -202,7 +209,7 @@ def _writer(output: Path, journal: Journal, raster: Raster, spec: ModelSpec, pla
         journal=journal,
         parts=plan.parts,
         frame=_frame(raster, plan),
-        classes=spec.classes,
+        classes=plan.task.classes,
         product=plan.task.product,
         others=plan.others,
         clean=(lambda joined, to: clean_raster(joined, to, cleaning)[0]) if cleaning else None,
@@ -210,9 +217,9 @@ def _writer(output: Path, journal: Journal, raster: Raster, spec: ModelSpec, pla
 
 
 def _frame(raster: Raster, plan: Plan) -> Frame:
-    window = plan.window
-    corner = Affine.translation(window.col_off, window.row_off)
-    return Frame(window, raster.crs, raster.transform @ corner)
+    window, cell = plan.window, plan.grid.cell
+    corner = Affine.translation(window.col_off * cell, window.row_off * cell)
+    return Frame(window, raster.crs, raster.transform @ corner @ Affine.scale(cell))
 
 
 def _map_missing(
@@ -237,17 +244,11 @@ def _map_missing(
             cut = cut_tiles(holes.watch(stripes), region)
             counted = map(unseen.add, area.needed(cut) if area else cut)
             batches = stack_tiles(counted, raster, spec, size=plan.batch)
-            mosaic = Mosaic(
-                grid,
-                region,
-                len(spec.outputs),
-                blend=options.blend,
-                disagreement=plan.task.apart if options.disagreement else 0,
-            )
+            canvas = plan.task.canvas(grid, region, area, options)
             skip = options.on_error == "skip"
-            with closing(_settle(batches, session, mosaic, stages, holes, skip=skip)) as settled:
+            with closing(_settle(batches, session, canvas, stages, holes, skip=skip)) as settled:
                 for whole in settled:
-                    block = area.cut(whole) if area else whole
+                    block = area.cut(whole) if area and not spec.whole_tiles else whole
                     with stages.write:
                         if block is None or not writer.add(missing[0], block):
                             continue
@@ -298,13 +299,13 @@ def _report(
         nodata_pixels=height * width - valid_pixels,
         tile=spec.tile,
         overlap=plan.grid.overlap,
-        blend=options.blend,
+        blend="none" if spec.whole_tiles else options.blend,
         batch=plan.batch,
         tiles_run=stages.tiles_run,
         tiles_skipped=stages.tiles_skipped,
         pixels_kept=kept,
         seconds=seconds,
-        pixels_per_s=(height * width - kept) / seconds,
+        pixels_per_s=(height * width - kept) * plan.grid.cell**2 / seconds,
         peak_memory_bytes=peak_memory_bytes(),
         planned_memory_bytes=memory_bytes(raster, spec, plan),
         busy=BusyShares(
@@ -342,7 +343,7 @@ def _holes(journal: Journal) -> tuple[Hole, ...]:
 def _settle(
     batches: Iterable[Batch],
     session: Session,
-    mosaic: Mosaic,
+    canvas: Canvas,
     stages: Stages,
     holes: Holes,
     *,
@@ -366,7 +367,7 @@ def _settle(
                 fault = None if place is None else faults.get(place)
                 answer = None if place is None or fault else probs[place]
                 with stages.blend:
-                    block = mosaic.add(tile, answer, valid, failed=fault is not None)
+                    block = canvas.add(tile, answer, valid, failed=fault is not None)
                 if block is not None:
                     yield holes.without(block, fault)
 
@@ -374,7 +375,8 @@ def _settle(
 def memory_bytes(raster: Raster, spec: ModelSpec, plan: Plan) -> int:
     """What a run holds at its fullest beyond the model's session: the sum at the top of this module."""
     widest = max(int(plan.grid.part(part.rows, part.cols).source.width) for part in plan.parts)
-    values = plan.batch * spec.tile**2 * (len(spec.planes) + 2 * len(spec.outputs))
+    planes = len(spec.planes) + (0 if spec.whole_tiles else 2 * len(spec.outputs))
+    values = plan.batch * spec.tile**2 * planes
     columns = widest * _column_bytes(raster, spec, plan.grid.overlap, plan.task, plan.others)
     return columns + 4 * values * (_BATCHES_AHEAD + 1) + GDAL_CACHE_BYTES
 
@@ -387,7 +389,7 @@ def _column_bytes(
     stripes = rows * (len(spec.planes) * raster.dtype.itemsize + 1)
     stripes += math.ceil(sum(layer.held_bytes for layer in raster.layers))
     apart = task.apart if any(product.name == "disagreement" for product in others) else 0
-    planes = len(spec.outputs) + 2 + apart
+    planes = 0 if spec.whole_tiles else len(spec.outputs) + 2 + apart
     stored = sum(len(product.bands) for product in (task.product, *others))
     written = 2 * ROWS * stored * np.dtype(task.product.dtype).itemsize
     return stripes + 4 * planes * overlap + written
@@ -530,7 +532,7 @@ def _tags(
     holes: Sequence[Hole],
 ) -> dict[str, str]:
     """What made the map. No time, path or machine: the same job gives the same bytes."""
-    spec = session.spec
+    spec, cell = session.spec, plan.grid.cell
     return {
         "TIFFTAG_SOFTWARE": f"geodeploy {__version__}",
         "GEODEPLOY_VERSION": __version__,
@@ -542,9 +544,9 @@ def _tags(
         "GEODEPLOY_PRECISION": session.precision,
         "GEODEPLOY_TILE": str(spec.tile),
         "GEODEPLOY_OVERLAP": str(plan.grid.overlap),
-        "GEODEPLOY_BLEND": options.blend,
+        "GEODEPLOY_BLEND": "none" if spec.whole_tiles else options.blend,
         "GEODEPLOY_SCENE_SIZE": f"{plan.grid.height} x {plan.grid.width}",
-        "GEODEPLOY_CORNER": f"{plan.window.row_off}, {plan.window.col_off}",
+        "GEODEPLOY_CORNER": f"{plan.window.row_off * cell}, {plan.window.col_off * cell}",
         "GEODEPLOY_BANDS": ",".join(map(str, raster.indexes)),
         "GEODEPLOY_SCALE": repr(options.scale),
         "GEODEPLOY_OFFSET": repr(options.offset),

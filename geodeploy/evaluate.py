@@ -12,13 +12,15 @@ from rasterio.enums import Resampling
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
+from geodeploy.cells import CellGrid
 from geodeploy.dataset import open_dataset, reading
-from geodeploy.engine import asked_gsd_m, map_scene
+from geodeploy.engine import asked_gsd_m, map_scene, opened
 from geodeploy.errors import AreaError, LabelError, RecipeError
+from geodeploy.labels import IGNORED, present_classes
 from geodeploy.options import PredictOptions, Progress
 from geodeploy.raster import open_raster, same_place
 from geodeploy.runtime import open_session
-from geodeploy.scores import AnyScores, Scores
+from geodeploy.scores import AnyScores, ScoreCount, Scores
 from geodeploy.spec import NODATA, ModelSpec
 from geodeploy.tasks import Task, task_of
 from geodeploy.writer import check_output
@@ -41,14 +43,15 @@ def evaluate(
         model: An ONNX file or a RUN.
         image: The scene.
         labels: A raster of class values, or of quantities, a band each; on another grid it is brought
-            to the scene's (nearest).
+            to the scene's (nearest). For what whole tiles show, class values too: the model says which
+            share of a tile counts.
         options: How to run the model, as for `predict`.
         picture: Where to draw the confusion matrix, of classes alone.
         progress: Told of the rows as they are mapped.
 
     Raises:
         LabelError: a value is no class or out of range, or no label lies on the image.
-        RecipeError: a confusion matrix of quantities is asked for.
+        RecipeError: a confusion matrix is asked for of what has none.
         GeodeployError: what `predict` raises.
     """
     image, labels = Path(image), Path(labels)
@@ -72,13 +75,22 @@ def evaluate(
     ):
         task = task_of(session.spec)
         bands = task.label_bands(label_file)
-        if picture is not None and session.spec.targets:
-            raise RecipeError("--picture draws a confusion matrix, of classes: leave it out.")
+        if picture is not None and session.spec.task != "segmentation":
+            raise RecipeError("--picture draws a confusion matrix, of classes of pixels: leave it out.")
         found = Path(folder) / "map.tif"
         with _on_grid_of(image, label_file, session.spec, options) as aligned:
             map_scene(image, session, found, options, progress, keep=False)
             with rasterio.open(found) as mapped:
-                scores = _compare(mapped, aligned, bands, task, label_file)
+                if session.spec.whole_tiles:
+                    count = _compare_cells(mapped, aligned, image, label_file, session.spec, options)
+                else:
+                    count = _compare(mapped, aligned, bands, task, label_file)
+        scores = count.scores()
+        if not scores.pixels:
+            raise LabelError(
+                f"{labels.name} has no label where the scene has data: nothing can be scored. Do both "
+                "show the same place, with the right CRS?"
+            )
     if picture is not None and isinstance(scores, Scores):
         from geodeploy.pictures import draw_confusion
 
@@ -86,8 +98,8 @@ def evaluate(
     return scores
 
 
-def _compare(mapped: Any, aligned: Any, bands: list[int], task: Task, labels: Any) -> AnyScores:
-    """The scores over all pixels, a band of rows at a time.
+def _compare(mapped: Any, aligned: Any, bands: list[int], task: Task, labels: Any) -> ScoreCount:
+    """What the scores follow from over all pixels, a band of rows at a time.
 
     ``aligned`` are the ``labels`` on the grid of the map.
     """
@@ -98,13 +110,31 @@ def _compare(mapped: Any, aligned: Any, bands: list[int], task: Task, labels: An
             stored = aligned.read(bands, window=window, masked=True)
         truth, found = task.truth(labels, stored), task.found(mapped.read(window=window))
         count.add(truth, found)
-    scores = count.scores()
-    if not scores.pixels:
-        raise LabelError(
-            f"{source.name} has no label where the scene has data: nothing can be scored. Do both show "
-            "the same place, with the right CRS?"
-        )
-    return scores
+    return count
+
+
+def _compare_cells(
+    mapped: Any, aligned: Any, image: Path, labels: Any, spec: ModelSpec, options: PredictOptions
+) -> ScoreCount:
+    """The same over all cells, each of which is scored against the labels in its whole tile."""
+    task, overlap = task_of(spec), spec.overlap if options.overlap is None else options.overlap
+    count, classes = task.count(), len(spec.classes)
+    assert spec.presence is not None
+    with opened(image, spec, options) as scene:
+        grid = CellGrid(scene.height, scene.width, spec.tile, overlap)
+        for place, rows in enumerate(grid.rows):
+            window = Window(0, rows.start, scene.width, rows.stop - rows.start)
+            with reading(Path(labels.name), window):
+                stored = aligned.read(task.label_bands(labels), window=window, masked=True)
+            positions = task.truth(labels, stored)[0]
+            positions[~scene.read(window).valid] = IGNORED
+            truth = [
+                present_classes(positions[:, cols.start : cols.stop], classes, spec.presence)
+                for cols in grid.cols
+            ]
+            found = task.found(mapped.read(window=Window(0, place, mapped.width, 1)))
+            count.add(np.stack(truth, axis=1), found[:, 0])
+    return count
 
 
 @contextmanager

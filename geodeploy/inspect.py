@@ -47,7 +47,7 @@ class ModelInspection(BaseModel):
         if spec.input_range:
             low, high = spec.input_range
             lines.append(f"  fed with 0 to 1 for {low:g} to {high:g}")
-        lines.append(f"  gives    {spec.output}")
+        lines.append(f"  gives    {spec.output}" + (" of tiles as a whole" if spec.whole_tiles else ""))
         lines += [f"    {item.value:>3} {item.name:<20} {item.color}" for item in spec.classes]
         lines += [
             f"    {item!s:<20}"
@@ -186,4 +186,5 @@ def inspect(path: Path | str) -> ModelInspection | BaseInspection | MapInspectio
 
 
 def _holds_classes(dataset: Any) -> bool:
-    return (dataset.descriptions, dataset.dtypes) == (("class",), ("uint8",))
+    labels = f"{_PREFIX}LABELS" in dataset.tags()
+    return (dataset.descriptions, dataset.dtypes) == (("class",), ("uint8",)) and not labels

@@ -80,7 +80,7 @@ def write_item(
     """Write a STAC item of the map at ``source``.
 
     Args:
-        source: A map of classes or quantities, as `predict` writes it.
+        source: A map as `predict` writes it, of classes, quantities or what whole tiles show.
         output: None for ``<stem>.stac.json`` beside the map. Links in the item are relative to it.
         options: What the map does not say of itself; None for the defaults.
 
@@ -149,7 +149,12 @@ def class_objects(classes: Iterable[SegmentationClass]) -> list[dict[str, Any]]:
 def _item(
     path: Path, dataset: Any, output: Path, acquired: datetime | date, options: ItemOptions
 ) -> dict[str, Any]:
-    raster = _quantities(dataset) if set(dataset.dtypes) == {"float32"} else _classes(path)
+    if "GEODEPLOY_LABELS" in dataset.tags():
+        raster = _shares(path) | {"title": "Probabilities of classes"}
+    elif set(dataset.dtypes) == {"float32"}:
+        raster = _quantities(dataset)
+    else:
+        raster = _classes(path)
     properties: dict[str, Any] = {
         **_time(acquired),
         "title": f"{raster['title']} {path.stem}",
@@ -216,7 +221,8 @@ def _processing(tags: dict[str, str]) -> dict[str, Any]:
         for verb, key in (("smoothed", "GEODEPLOY_SMOOTH"), ("sieved", "GEODEPLOY_SIEVE"))
         if tags.get(key, "None") != "None"
     ]
-    verb = "Predicted" if "GEODEPLOY_TARGETS" in tags else "Segmented"
+    verbs = {"GEODEPLOY_TARGETS": "Predicted", "GEODEPLOY_LABELS": "Classified tile by tile"}
+    verb = next((verb for tag, verb in verbs.items() if tag in tags), "Segmented")
     lineage = (
         f"{verb} by the model {tags.get('GEODEPLOY_MODEL')} in {tags.get('GEODEPLOY_PRECISION')} "
         f"(sha256 {tags.get('GEODEPLOY_MODEL_SHA256')})"

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geodeploy.errors import LabelError
-from geodeploy.spec import NODATA, SegmentationClass, Target
+from geodeploy.spec import NODATA, Presence, SegmentationClass, Target
 
 IGNORED = NODATA
 """The position given to pixels without loss and score."""
@@ -51,6 +51,21 @@ def class_positions(
         )
     lookup = np.array([known.get(int(value), IGNORED) for value in values], np.uint8)
     return lookup[where].reshape(labels.shape)
+
+
+def present_classes(
+    positions: NDArray[np.uint8], classes: int, presence: Presence, *, inside: float = 1.0
+) -> NDArray[np.uint8]:
+    """Which classes a tile shows: (classes,) of 1 and 0, or `IGNORED` where nobody knows.
+
+    ``positions`` (h, w) are those of the class of each pixel, `IGNORED` without a label; ``inside`` is
+    the share of them that the raster has.
+    """
+    counts = np.bincount(positions.ravel(), minlength=256)[:classes]
+    labelled = int(counts.sum())
+    if not labelled or labelled < presence.labelled * positions.size * inside:
+        return np.full(classes, IGNORED, np.uint8)
+    return (counts / labelled >= presence.share).astype(np.uint8)
 
 
 def _several(values: list[int]) -> str:

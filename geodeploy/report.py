@@ -48,6 +48,22 @@ class TargetSummary(_Frozen):
         ).rstrip()
 
 
+class LabelSummary(_Frozen):
+    """In how much of a coarse map one class shows."""
+
+    name: str
+    cells: int
+    """That show it with a probability of 0.5 or more."""
+    share: float
+    """Of the cells that hold data, 0 to 1."""
+    mean: float | None
+    """Of the probabilities; None without a cell that holds data."""
+
+    def __str__(self) -> str:
+        mean = "no data" if self.mean is None else f"mean probability {self.mean:.3f}"
+        return f"{self.name:<24} {self.share:6.1%} of the cells, {mean}"
+
+
 class UnseenShare(_Frozen):
     """How much of one band lies outside what the model saw in training."""
 
@@ -133,6 +149,7 @@ class Report(_Frozen):
     """Where the model really ran."""
     precision: str
     height: int
+    """Of the map, in its own pixels, as all that follows."""
     width: int
     valid_pixels: int
     nodata_pixels: int
@@ -159,6 +176,8 @@ class Report(_Frozen):
     busy: BusyShares
     classes: tuple[ClassArea, ...] = ()
     targets: tuple[TargetSummary, ...] = ()
+    labels: tuple[LabelSummary, ...] = ()
+    """Of a coarse map of what whole tiles show."""
     unseen: tuple[UnseenShare, ...] | None
     """Each band, from a regular sample of the scene; None if the model does not know what it saw."""
     warnings: tuple[str, ...]
@@ -195,7 +214,7 @@ class Report(_Frozen):
         for item in self.classes:
             area = "" if item.area_m2 is None else f"  {item.area_m2 / 1e6:12.2f} km²"
             lines.append(f"  {item.value:>3}  {item.name:<20} {item.share:6.1%}{area}")
-        lines += [f"  {item}" for item in self.targets]
+        lines += [f"  {item}" for item in (*self.targets, *self.labels)]
         if self.pixels_kept:
             share = self.pixels_kept / (self.height * self.width)
             lines.append(f"  {share:.0%} of it kept from a run that was stopped")

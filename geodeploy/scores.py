@@ -1,5 +1,7 @@
 """Scores of a map against labels: classes by a confusion matrix, quantities by sums of errors.
 
+What whole tiles show is scored by counts of each probability.
+
 Pure arithmetic.
 """
 
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from geodeploy.labels import IGNORED
+from geodeploy.products import SCALE
 from geodeploy.spec import SegmentationClass, Target
 from geodeploy.tally import Moments
 
@@ -183,7 +186,73 @@ class RegressionScores(BaseModel):
         return "\n".join([titles, *lines, f"{self.ignored} pixels ignored"])
 
 
-AnyScores = Scores | RegressionScores
+class LabelScore(BaseModel):
+    """How well one class was found in tiles as a whole."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    name: str
+    value: int
+    average_precision: float | None
+    """Mean of the precision over the recall that each threshold adds (the area under the steps of the
+    curve of the two). None without a tile that shows it."""
+    f1: float | None
+    """At a probability of 0.5, as precision and recall are. None where it is nowhere."""
+    precision: float | None
+    recall: float | None
+    positives: int
+    """Tiles that show it."""
+    tiles: int
+    """Tiles of which it is known whether they show it."""
+
+
+class MultilabelScores(BaseModel):
+    """The scores of what whole tiles show."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    mean_average_precision: float | None
+    """Over the classes that some tile shows."""
+    micro_f1: float | None
+    """Of all decisions at 0.5, whatever their class."""
+    macro_f1: float | None
+    """The mean over the classes that the labels or the map have."""
+    labels: tuple[LabelScore, ...]
+    ignored: int
+    """Tiles of which nothing is known, or without data."""
+
+    @property
+    def pixels(self) -> int:
+        """Of the coarse map, those that were scored for one class or more, at the least."""
+        return max(item.tiles for item in self.labels)
+
+    @property
+    def quality(self) -> float:
+        """One number to choose by, the greater the better."""
+        found = self.mean_average_precision
+        return -math.inf if found is None else found
+
+    @property
+    def headline(self) -> str:
+        """The score that is chosen by, in a word."""
+        return f"mAP {_three(self.mean_average_precision).strip()}"
+
+    def __str__(self) -> str:
+        lines = [f"{'class':<24} {'AP':>6} {'F1':>6} {'prec.':>6} {'recall':>6} shown in"]
+        lines += [
+            f"{item.name:<24} {_three(item.average_precision)} {_three(item.f1)} "
+            f"{_three(item.precision)} {_three(item.recall)} {item.positives} of {item.tiles}"
+            for item in self.labels
+        ]
+        lines.append(
+            f"mean AP {_three(self.mean_average_precision).strip()}, micro F1 "
+            f"{_three(self.micro_f1).strip()}, macro F1 {_three(self.macro_f1).strip()}, "
+            f"{self.ignored} tiles ignored"
+        )
+        return "\n".join(lines)
+
+
+AnyScores = Scores | RegressionScores | MultilabelScores
 
 
 class ScoreCount(Protocol):
@@ -244,6 +313,68 @@ class ErrorCount:
         return RegressionScores(
             targets=tuple(map(_score, *zip(*sums, strict=True))), ignored=self._ignored
         )
+
+
+class LabelCount:
+    """For each class, how many tiles that show it, and that do not, have each probability.
+
+    Pieces are (K, ...): 1, 0 or `IGNORED`, and probabilities as maps store them, in steps of `SCALE`.
+    """
+
+    def __init__(self, classes: Sequence[SegmentationClass]) -> None:
+        self._classes = classes
+        self._counts = np.zeros((len(classes), 2, IGNORED), np.int64)
+        self._ignored = 0
+
+    def add(self, labels: NDArray[Any], found: NDArray[Any]) -> None:
+        """Take in labels and stored probabilities, both (K, ...)."""
+        scored = (labels != IGNORED) & (found != IGNORED)
+        self._ignored += int((~scored.any(axis=0)).sum())
+        for counts, known, truth, stored in zip(self._counts, scored, labels, found, strict=True):
+            np.add.at(counts, (truth[known], stored[known]), 1)
+
+    def scores(self) -> MultilabelScores:
+        """Of all that was taken in."""
+        half = round(0.5 / SCALE)
+        hits = self._counts[:, 1, half:].sum(axis=1)
+        shown, found = self._counts[:, 1].sum(axis=1), self._counts[:, :, half:].sum(axis=(1, 2))
+        precisions = [_average_precision(*counts) for counts in self._counts]
+        labels = tuple(
+            LabelScore(
+                name=item.name,
+                value=item.value,
+                average_precision=precision,
+                f1=_ratio(2 * hit, row + column),
+                # As of segmentation: one that is only in the labels is found with no precision.
+                precision=_ratio(hit, column) if column else (0.0 if row else None),
+                recall=_ratio(hit, row) if row else (0.0 if column else None),
+                positives=int(row),
+                tiles=int(counts.sum()),
+            )
+            for item, counts, precision, hit, row, column in zip(
+                self._classes, self._counts, precisions, hits, shown, found, strict=True
+            )
+        )
+        return MultilabelScores(
+            mean_average_precision=_mean(precisions),
+            micro_f1=_ratio(2 * hits.sum(), shown.sum() + found.sum()),
+            macro_f1=_mean([item.f1 for item in labels]),
+            labels=labels,
+            ignored=self._ignored,
+        )
+
+
+def _average_precision(absent: NDArray[np.int64], shown: NDArray[np.int64]) -> float | None:
+    """Of tiles without and with the class, counted by their probability, the least first."""
+    hits, found = np.cumsum(shown[::-1]), np.cumsum((absent + shown)[::-1])
+    if not hits[-1]:
+        return None
+    return float((shown[::-1] * hits / np.maximum(found, 1)).sum() / hits[-1])
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _score(target: Target, labels: Moments, errors: Moments, absolute: float) -> TargetScore:

@@ -85,16 +85,6 @@ class SegmentationClass(_Frozen):
         return red, green, blue
 
 
-def _none_or_several(classes: tuple[SegmentationClass, ...]) -> tuple[SegmentationClass, ...]:
-    if len(classes) == 1:
-        raise ValueError("needs two classes at the least, found 1")
-    return classes
-
-
-Classes = Annotated[tuple[SegmentationClass, ...], AfterValidator(_none_or_several)]
-"""Those of a segmentation; none of another task."""
-
-
 class Target(_Frozen):
     """One quantity of the map."""
 
@@ -113,8 +103,17 @@ class Target(_Frozen):
         return f"{self.name} ({self.unit})" if self.unit else self.name
 
 
-Task = Literal["segmentation", "regression"]
-"""Classes of pixels, or quantities at each."""
+Task = Literal["segmentation", "regression", "multilabel"]
+"""The class of each pixel, quantities at each, or all classes that a tile as a whole shows."""
+
+
+class Presence(_Frozen):
+    """Which classes a tile shows by a raster that has one at each pixel."""
+
+    share: Annotated[float, Field(gt=0, le=1)] = 0.05
+    """Of the tile's labelled pixels, from which on a class counts as shown."""
+    labelled: Annotated[float, Field(ge=0, le=1)] = 0.9
+    """Of the tile's pixels, how many must have a label, or nobody knows what it shows."""
 
 
 class Backbone(_Frozen):
@@ -144,6 +143,8 @@ class Parity(_Frozen):
     """Share of pixels with the same class, 0 to 1, in ONNX Runtime; None where there are no classes."""
     spread_diff: float | None = None
     """Largest difference over the standard deviation of the labels, in ONNX Runtime; of quantities."""
+    probability_diff: float | None = None
+    """Largest difference of a probability, in ONNX Runtime; of tiles as a whole."""
     report_sha256: str
     runtimes: tuple[str, ...] = ("onnxruntime",)
     """In which the report found it to do the same."""
@@ -151,6 +152,8 @@ class Parity(_Frozen):
     def __str__(self) -> str:
         if self.argmax_agreement is not None:
             return f"{self.argmax_agreement:.4%} of pixels agree with the tuned model"
+        if self.probability_diff is not None:
+            return f"probabilities at most {self.probability_diff:.2g} from the tuned model's"
         return f"at most {self.spread_diff or 0:.2g} standard deviations from the tuned model"
 
 
@@ -202,18 +205,21 @@ class ModelSpec(_Document):
     """Dates of the same place that the model takes together, oldest first."""
     gsd_m: PositiveFloat | None = None
     """Ground sample distance of the training scenes; None when it does not matter."""
-    classes: Classes = ()
-    """Of a segmentation, in the order of the model's outputs."""
+    classes: tuple[SegmentationClass, ...] = ()
+    """Of a segmentation or of ``multilabel``, in the order of the model's outputs."""
     targets: tuple[Target, ...] = ()
     """Of a regression, in the order of the model's outputs."""
+    presence: Presence | None = None
+    """Of ``multilabel``, and always there: what a raster of classes says of a tile."""
     ignore: tuple[int, ...] = ()
     """Label values that carry neither loss nor score."""
     output: Literal["logits", "probabilities", "values"] = "logits"
-    """``probabilities`` where the graph ends in a softmax of its own; ``values``, in the units of the
-    targets, always and only of a regression."""
+    """``probabilities`` where the graph ends in a softmax of its own, or in a sigmoid where the task is
+    ``multilabel``; ``values``, in the units of the targets, always and only of a regression."""
     layout: Layout = "NCHW"
     """The axes of the graph's input and output. NHWC has the bands, and the classes, last; NCTHW has
-    an axis for the dates in its input. In the others the bands of one date follow those of another."""
+    an axis for the dates in its input. In the others the bands of one date follow those of another.
+    The output of ``multilabel`` is (batch, classes) in all."""
     normalise: bool = False
     """True where the graph expects (pixels - mean) / std and does not do it itself."""
     scaling: Literal["zscore", "log"] = "zscore"
@@ -234,8 +240,12 @@ class ModelSpec(_Document):
     @model_validator(mode="before")
     @classmethod
     def _output_of_the_task(cls, document: Any) -> Any:
-        if isinstance(document, dict) and document.get("task") == "regression":
-            return {"output": "values"} | document
+        usual: dict[str, dict[str, Any]] = {
+            "regression": {"output": "values"},
+            "multilabel": {"presence": Presence()},
+        }
+        if isinstance(document, dict) and document.get("task") in usual:
+            return usual[document["task"]] | document
         return document
 
     @model_validator(mode="after")
@@ -245,10 +255,13 @@ class ModelSpec(_Document):
             ("classes", bool(self.classes), not of_regression),
             ("targets", bool(self.targets), of_regression),
             ("outputs that are values", self.output == "values", of_regression),
+            ("shares of presence", bool(self.presence), self.whole_tiles),
         ):
             if given != needed:
                 wrong = "are missing for" if needed else "are not for"
                 raise ValueError(f"{key} {wrong} task {self.task}")
+        if len(self.classes) == 1 and not self.whole_tiles:
+            raise ValueError("classes: needs two classes at the least, found 1")
         for what, values in (
             ("band names", [band.name for band in self.bands]),
             ("class values", [item.value for item in self.classes]),
@@ -288,8 +301,13 @@ class ModelSpec(_Document):
         ]
 
     @property
+    def whole_tiles(self) -> bool:
+        """Whether the model gives one answer for a tile, not one for each of its pixels."""
+        return self.task == "multilabel"
+
+    @property
     def outputs(self) -> list[str]:
-        """The names of what the model gives for each pixel, in its order."""
+        """The names of what the model gives for each pixel or tile, in its order."""
         return [item.name for item in self.classes] or [item.name for item in self.targets]
 
     @property

@@ -10,12 +10,21 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from geodeploy.aoi import Area
 from geodeploy.area import class_extents, column_areas
+from geodeploy.blend import Block, Mosaic
+from geodeploy.cells import CellGrid, Cells
 from geodeploy.cog import Frame
 from geodeploy.errors import LabelError, RecipeError
-from geodeploy.labels import class_positions, ignored_values, target_bands, target_values
+from geodeploy.labels import (
+    class_positions,
+    ignored_values,
+    target_bands,
+    target_values,
+)
 from geodeploy.options import PredictOptions
 from geodeploy.products import (
+    SCALE,
     ClassMap,
     Confidence,
     Disagreement,
@@ -24,9 +33,26 @@ from geodeploy.products import (
     Quantities,
     Spread,
 )
-from geodeploy.report import ClassArea, TargetSummary
-from geodeploy.scores import ClassCount, ErrorCount, ScoreCount
-from geodeploy.spec import NODATA, ModelSpec
+from geodeploy.report import ClassArea, LabelSummary, TargetSummary
+from geodeploy.scores import ClassCount, ErrorCount, LabelCount, ScoreCount
+from geodeploy.spec import NODATA, ModelSpec, SegmentationClass
+from geodeploy.tally import Counts
+from geodeploy.tiles import Region, Tile, TileGrid
+
+
+class Canvas(Protocol):
+    """A map as it grows: tiles go in by rows from the top left, final blocks come out."""
+
+    def add(
+        self,
+        tile: Tile,
+        answer: NDArray[np.float32] | None,
+        valid: NDArray[np.bool_],
+        *,
+        failed: bool = False,
+    ) -> Block | None:
+        """Take the next tile; what it settles. See `geodeploy.blend.Mosaic`."""
+        ...
 
 
 class Task(Protocol):
@@ -34,8 +60,18 @@ class Task(Protocol):
 
     product: Product
     """The map."""
+    classes: Sequence[SegmentationClass]
+    """Whose names and colours the values of the map have."""
     apart: int
     """Planes that the disagreement of tiles has."""
+    grid: type[TileGrid]
+    """Where the tiles lie."""
+
+    def canvas(
+        self, grid: TileGrid, region: Region, area: Area | None, options: PredictOptions
+    ) -> Canvas:
+        """Takes the answers for the tiles of ``region``."""
+        ...
 
     def others(self, options: PredictOptions) -> list[Product]:
         """What is to be written beside the map.
@@ -82,10 +118,18 @@ class Segmentation:
     """Classes, of which each pixel has one."""
 
     apart = 1
+    grid: type[TileGrid] = TileGrid
 
     def __init__(self, spec: ModelSpec) -> None:
         self._spec = spec
         self.product: Product = ClassMap(spec.class_values)
+        self.classes: Sequence[SegmentationClass] = spec.classes
+
+    def canvas(
+        self, grid: TileGrid, region: Region, area: Area | None, options: PredictOptions
+    ) -> Canvas:
+        """Tiles are blended."""
+        return _mosaic(grid, region, self._spec, options, self.apart)
 
     def others(self, options: PredictOptions) -> list[Product]:
         """Confidence, probabilities and disagreement, as they are asked for."""
@@ -145,10 +189,19 @@ class Segmentation:
 class Regression:
     """Quantities, each by itself at every pixel."""
 
+    classes: Sequence[SegmentationClass] = ()
+    grid: type[TileGrid] = TileGrid
+
     def __init__(self, spec: ModelSpec) -> None:
         self._spec = spec
         self.product: Product = Quantities(spec.targets)
         self.apart = len(spec.targets)
+
+    def canvas(
+        self, grid: TileGrid, region: Region, area: Area | None, options: PredictOptions
+    ) -> Canvas:
+        """Tiles are blended."""
+        return _mosaic(grid, region, self._spec, options, self.apart)
 
     def others(self, options: PredictOptions) -> list[Product]:
         """The disagreement, if it is asked for."""
@@ -215,9 +268,85 @@ class Regression:
         return ErrorCount(self._spec.targets)
 
 
-TASKS: dict[str, type[Segmentation] | type[Regression]] = {
+class Multilabel:
+    """Which classes each tile shows as a whole; the map has a cell a tile."""
+
+    apart = 0
+    classes: Sequence[SegmentationClass] = ()
+    grid: type[TileGrid] = CellGrid
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._spec = spec
+        self.product: Product = Probabilities(spec.outputs)
+
+    def canvas(
+        self, grid: TileGrid, region: Region, area: Area | None, options: PredictOptions
+    ) -> Canvas:
+        """Each tile has a cell of its own."""
+        return Cells(grid, len(self._spec.outputs), area)
+
+    def others(self, options: PredictOptions) -> list[Product]:
+        """None: the map has the probabilities."""
+        of_pixels = {
+            "--blend": "blend" in options.model_fields_set,
+            "--confidence": options.confidence,
+            "--probabilities": options.probabilities,
+            "--disagreement": options.disagreement,
+            "--smooth": options.smooth,
+            "--sieve": options.sieve,
+            "--polygons": options.derived.polygons,
+            "--area": options.derived.area,
+            "--preview": options.derived.preview,
+            "--on-error skip": options.on_error == "skip",
+        }
+        for flag, value in of_pixels.items():
+            if value:
+                raise RecipeError(
+                    f"{flag} is for maps pixel by pixel; the model {self._spec.name} gives the "
+                    "probabilities of classes in whole tiles, which are the map. Leave it out."
+                )
+        return []
+
+    def tags(self) -> dict[str, str]:
+        """The classes."""
+        return {"GEODEPLOY_LABELS": "; ".join(self._spec.outputs)}
+
+    def told(self, tallies: Sequence[Counts], frame: Frame, output: Path) -> dict[str, Any]:
+        """How many cells show each class."""
+        half, levels = round(0.5 / SCALE), np.arange(NODATA) * SCALE
+        return {
+            "labels": tuple(
+                LabelSummary(
+                    name=name,
+                    cells=int(tally.pixels[half:NODATA].sum()),
+                    share=float(tally.pixels[half:NODATA].sum() / max(tally.valid, 1)),
+                    mean=float(levels @ tally.pixels[:NODATA] / tally.valid) if tally.valid else None,
+                )
+                for name, tally in zip(self._spec.outputs, tallies, strict=True)
+            )
+        }
+
+    def label_bands(self, labels: Any) -> list[int]:
+        """The only one, of the class of each pixel."""
+        return Segmentation(self._spec).label_bands(labels)
+
+    def truth(self, labels: Any, stored: Any) -> NDArray[Any]:
+        """Positions of classes; `geodeploy.labels.present_classes` says what a tile of them shows."""
+        return Segmentation(self._spec).truth(labels, stored)
+
+    def found(self, mapped: NDArray[Any]) -> NDArray[Any]:
+        """The stored probabilities."""
+        return mapped
+
+    def count(self) -> ScoreCount:
+        """Of each probability."""
+        return LabelCount(self._spec.classes)
+
+
+TASKS: dict[str, type[Segmentation] | type[Regression] | type[Multilabel]] = {
     "segmentation": Segmentation,
     "regression": Regression,
+    "multilabel": Multilabel,
 }
 """By the spec's word for them."""
 
@@ -225,6 +354,18 @@ TASKS: dict[str, type[Segmentation] | type[Regression]] = {
 def task_of(spec: ModelSpec) -> Task:
     """What the outputs of the model of ``spec`` mean."""
     return TASKS[spec.task](spec)
+
+
+def _mosaic(
+    grid: TileGrid, region: Region, spec: ModelSpec, options: PredictOptions, apart: int
+) -> Mosaic:
+    return Mosaic(
+        grid,
+        region,
+        len(spec.outputs),
+        blend=options.blend,
+        disagreement=apart if options.disagreement else 0,
+    )
 
 
 def _name(labels: Any) -> str:

@@ -75,6 +75,11 @@ class TileGrid:
         return self.tile - self.overlap
 
     @property
+    def cell(self) -> int:
+        """Pixels of the raster along a side of one of the map."""
+        return 1
+
+    @property
     def reach(self) -> int:
         """How many tiles further on a tile still adds to the map."""
         return -(-self.tile // self.stride) - 1

@@ -199,16 +199,22 @@ def build_model(
         if place:
             nodes.append(helper.make_node("Relu", [value], [f"relu{place}"]))
             value = f"relu{place}"
-        out = "logits" if place == len(layers) - 1 else f"conv{place}"
+        last = place == len(layers) - 1 and not spec.whole_tiles
+        out = "logits" if last else f"conv{place}"
         nodes.append(
             helper.make_node("Conv", [value, f"w{place}"], [out], pads=[layer.shape[-1] // 2] * 4)
         )
         value = out
+    given = ["batch", classes, tile, tile]
+    if spec.whole_tiles:  # the mean of what each pixel gives
+        nodes.append(helper.make_node("GlobalAveragePool", [value], ["means"]))
+        nodes.append(helper.make_node("Flatten", ["means"], ["logits"]))
+        given = ["batch", classes]
     graph = helper.make_graph(
         nodes,
         "tiny",
         [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["batch", bands, tile, tile])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", classes, tile, tile])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, given)],
         [numpy_helper.from_array(layer, f"w{place}") for place, layer in enumerate(layers)],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)

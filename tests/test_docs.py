@@ -3,6 +3,7 @@
 import hashlib
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,19 @@ EXAMPLES = [
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, real_scene: Path, pointwise: Any) -> Path:
-    """Two scenes, a model and a map, by the names that the pages use."""
+def folder(
+    tmp_path_factory: pytest.TempPathFactory,
+    real_scene: Path,
+    pointwise: Any,
+    make_spec: Callable[..., Any],
+    make_model: Callable[..., Any],
+) -> Path:
+    """Two scenes, models and a map, by the names that the pages use."""
     path = tmp_path_factory.mktemp("docs")
     for name in ("scene.tif", "other.tif"):
         shutil.copy(real_scene, path / name)
     shutil.copy(pointwise.path, path / "model.onnx")
+    make_model(path / "cover.onnx", make_spec(task="multilabel"))
     build_base(path / "models", {"flood": pointwise, "cloud": pointwise})
     predict(real_scene, output=path / "map.tif")
     return path

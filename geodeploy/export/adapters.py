@@ -371,6 +371,7 @@ def _write_proved(
     parity = Parity(
         argmax_agreement=report.exported.argmax_agreement,
         spread_diff=report.exported.spread_diff,
+        probability_diff=report.exported.probability_diff,
         report_sha256=report.sha256,
         runtimes=report.covered,
     )

@@ -21,7 +21,11 @@ _KINDS = {
     ".pt2": ("torch.export.save", "PyTorch", "application/zip; application=pytorch"),
 }
 """What MLM calls the file, what runs it, and its media type."""
-_TASKS = {"segmentation": "semantic-segmentation", "regression": "regression"}
+_TASKS = {
+    "segmentation": "semantic-segmentation",
+    "regression": "regression",
+    "multilabel": "scene-classification",
+}
 """What MLM calls the spec's tasks."""
 BASE = "base.onnx"
 """The name of a base among its adapters."""
@@ -158,10 +162,12 @@ def _output(spec: ModelSpec) -> dict[str, Any]:
             "tasks": [_TASKS[spec.task]],
             "result": _array(spec, len(spec.outputs), "target"),
         }
+    carried = "a map carries the value of the greatest"
+    if spec.whole_tiles:
+        carried = "each by itself, of the tile as a whole, which may show several"
     return {
         "name": spec.output,
-        "description": f"{spec.output.capitalize()} of the classes in this order; a map carries the "
-        "value of the greatest.",
+        "description": f"{spec.output.capitalize()} of the classes in this order; {carried}.",
         "tasks": [_TASKS[spec.task]],
         "result": _array(spec, len(spec.outputs), "class"),
         "classification:classes": [
@@ -177,6 +183,8 @@ def _array(spec: ModelSpec, channels: int, axis: str) -> dict[str, Any]:
     order = ["batch", axis, "height", "width"]
     if spec.layout == "NHWC":
         order = ["batch", "height", "width", axis]
+    if axis == "class" and spec.whole_tiles:
+        order = ["batch", axis]
     return {
         "shape": [sizes[name] for name in order],
         "dim_order": order,

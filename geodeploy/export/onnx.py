@@ -78,9 +78,11 @@ def _write_proved(
     for an older model may be there, whose report must stay beside it.
     """
     spec = tuned.spec.model_copy(update={"precision": options.precision})
-    if spec.targets and (options.profile or options.precision != "fp32"):
-        flag = f"--profile {options.profile}" if options.profile else f"--precision {options.precision}"
-        raise RecipeError(f"{flag} is for models of classes: leave it out.")
+    if spec.task != "segmentation" and (options.profile or options.precision == "int8"):
+        flag = f"--profile {options.profile}" if options.profile else "--precision int8"
+        raise RecipeError(f"{flag} is for models of classes of pixels: leave it out.")
+    if options.precision != "fp32" and spec.targets:
+        raise RecipeError(f"--precision {options.precision} is for models of classes: leave it out.")
     if options.profile:
         spec = deepness_spec(spec, options)
     pixels, labels = tuned.tiles.pixels, tuned.tiles.labels
@@ -113,6 +115,7 @@ def _write_proved(
     parity = Parity(
         argmax_agreement=report.exported.argmax_agreement,
         spread_diff=report.exported.spread_diff,
+        probability_diff=report.exported.probability_diff,
         report_sha256=report.sha256,
         runtimes=report.covered,
     )

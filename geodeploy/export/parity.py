@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from geodeploy.blend import sigmoid
 from geodeploy.errors import ModelError, ParityError
 from geodeploy.export.drift import Drift
 from geodeploy.export.half import HALVES
@@ -50,6 +51,10 @@ class Comparison(BaseModel):
     classes."""
     mean_spread_diff: float | None = None
     """The mean difference in the same measure, of the worst target."""
+    probability_diff: float | None = None
+    """Largest difference of a probability; None but of whole tiles."""
+    decision_agreement: float | None = None
+    """Share of decisions, one a tile and class, on the same side of 0.5; None but of whole tiles."""
     worst_tile: int
     """Position of the tile with the largest difference."""
     miou_reference: float | None = None
@@ -59,6 +64,11 @@ class Comparison(BaseModel):
     """By the names of the classes that are in the labels or in either map; None as for the mean."""
 
     def __str__(self) -> str:
+        if self.probability_diff is not None:
+            return (
+                f"max |diff| {self.max_abs_diff:.2g}, of probabilities {self.probability_diff:.2g}, "
+                f"{self.decision_agreement:.4%} of decisions agree"
+            )
         if self.argmax_agreement is None:
             return (
                 f"max |diff| {self.max_abs_diff:.2g}, up to {self.spread_diff:.2g} standard deviations "
@@ -267,8 +277,39 @@ class SpreadTolerance:
 SPREAD_TOLERANCE = SpreadTolerance(spread_diff=1e-3, mean_spread_diff=1e-4, relative_diff=1e-4)
 
 
-def tolerance(spec: ModelSpec) -> Tolerance | SpreadTolerance:
+@dataclass(frozen=True, slots=True)
+class LabelTolerance:
+    """What an export may change of what whole tiles show."""
+
+    probability_diff: float
+    """Decisions further than this from their threshold stay what they are."""
+    relative_diff: float
+    """Of values between pixels and outputs, over the largest of each."""
+
+    def problem(self, found: Comparison) -> str | None:
+        """What lies outside, in words; None if nothing does."""
+        assert found.probability_diff is not None
+        if not found.probability_diff <= self.probability_diff:  # NaN too
+            return (
+                f"probabilities differ by up to {found.probability_diff:.2g}, at most "
+                f"{self.probability_diff:g} may be; worst is tile {found.worst_tile}, where outputs "
+                f"differ by up to {found.max_abs_diff:.3g}"
+            )
+        return None
+
+
+# Maps have probabilities in steps of 0.004.
+LABEL_TOLERANCES = {
+    "fp32": LabelTolerance(probability_diff=1e-4, relative_diff=1e-4),
+    "fp16": LabelTolerance(probability_diff=1e-2, relative_diff=1e-2),
+    "bf16": LabelTolerance(probability_diff=5e-2, relative_diff=5e-2),
+}
+
+
+def tolerance(spec: ModelSpec) -> Tolerance | SpreadTolerance | LabelTolerance:
     """What the export of ``spec`` may change."""
+    if spec.whole_tiles:
+        return LABEL_TOLERANCES.get(spec.precision, LABEL_TOLERANCES["fp32"])
     return SPREAD_TOLERANCE if spec.targets else TOLERANCES.get(spec.precision, TOLERANCE)
 
 
@@ -278,15 +319,15 @@ def compare(
     labels: NDArray[Any],
     spec: ModelSpec,
 ) -> Comparison:
-    """How far ``exported`` is from ``reference``, both of one kind of outputs (N, K, H, W).
+    """How far ``exported`` is from ``reference``, both of one kind of outputs (N, K, H, W) or (N, K).
 
-    ``labels`` are class values (N, H, W), or quantities, which are not looked at.
+    ``labels`` are class values (N, H, W); those of other tasks are not looked at.
     """
     difference = np.abs(exported - reference)
-    per_tile = difference.max(axis=(1, 2, 3))
+    per_tile = difference.reshape(len(difference), -1).max(axis=1)
     a, b = reference.astype(np.float64).ravel(), exported.astype(np.float64).ravel()
     norm = float(np.linalg.norm(a) * np.linalg.norm(b))
-    alike = _spreads if spec.targets else _agreement
+    alike = _ALIKE[spec.task]
     return Comparison(
         tiles=len(reference),
         max_abs_diff=float(difference.max()),
@@ -330,8 +371,21 @@ def _spreads(
     }
 
 
+def _decisions(
+    reference: NDArray[np.float32], exported: NDArray[np.float32], labels: NDArray[Any], spec: ModelSpec
+) -> dict[str, Any]:
+    one, other = sigmoid(reference), sigmoid(exported)
+    return {
+        "probability_diff": float(np.abs(one - other).max()),
+        "decision_agreement": float(((one >= 0.5) == (other >= 0.5)).mean()),
+    }
+
+
+_ALIKE = {"segmentation": _agreement, "regression": _spreads, "multilabel": _decisions}
+
+
 def logits_of(model: torch.nn.Module | Session, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Outputs (N, K, H, W) of ``pixels`` (N, C, H, W): logits, or whatever the model gives."""
+    """Outputs (N, K, H, W) or (N, K) of ``pixels`` (N, C, H, W): logits, or what the model gives."""
     parts = []
     for start in range(0, len(pixels), _BATCH):
         batch = pixels[start : start + _BATCH]
@@ -386,7 +440,7 @@ def report_on(
     )
 
 
-def _told(allowed: Tolerance | SpreadTolerance) -> dict[str, float]:
+def _told(allowed: Tolerance | SpreadTolerance | LabelTolerance) -> dict[str, float]:
     return {name: bound for name, bound in asdict(allowed).items() if bound is not None}
 
 
@@ -418,7 +472,9 @@ def _report_on_program(
 
 def check_is_alike(model: Path, found: ModelSpec, spec: ModelSpec) -> None:
     """Refuse a ``model`` whose outputs cannot be compared with those of the RUN."""
-    what, needed = ((item.band_names, item.classes, item.targets, item.tile) for item in (found, spec))
+    what, needed = (
+        (item.task, item.band_names, item.classes, item.targets, item.tile) for item in (found, spec)
+    )
     if what != needed:
         outputs = "quantities" if spec.targets else "classes"
         raise ParityError(f"{model} has other bands, {outputs} or tiles than the RUN. Export it again.")

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from geodeploy.runtime.graph import output_shape
 from geodeploy.spec import ModelSpec
 
 MODEL = Path("1") / "model.onnx"
@@ -57,7 +58,7 @@ def write_beside(folder: Path, name: str, spec: ModelSpec, tile: NDArray[np.floa
         name=json.dumps(name, ensure_ascii=False),
         batch=_MAX_BATCH,
         taken=taken,
-        given=[len(spec.outputs), *side],
+        given=output_shape(spec),
         output=spec.output,
         wait=_WAIT_MICROSECONDS,
         warmup=warmup,

@@ -39,7 +39,10 @@ class Session(Protocol):
     """Of the model's file or files."""
 
     def run(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Outputs (B, K, tile, tile) of pixels (B, C, tile, tile), finite and in the spec's units."""
+        """Outputs of pixels (B, C, tile, tile), finite and in the spec's units.
+
+        They are (B, K, tile, tile), or (B, K) where the model answers for whole tiles.
+        """
         ...
 
     def close(self) -> None:

@@ -106,7 +106,7 @@ def read_onnx(path: Path) -> OnnxFile:
             f"{path} does not say which bands and classes it has. Export it with `geodeploy export`, "
             f"or describe it in {beside.name} beside it: JSON with name, tile, overlap, bands (name, "
             "mean, std, valid_range), classes (value, name, color) or, with task regression, targets "
-            "(name, unit), and where needed normalise, layout, output."
+            "(name, unit), and where needed task, normalise, layout, output."
         )
     return OnnxFile(path, content, ModelSpec.read(beside), weights)
 
@@ -205,6 +205,8 @@ def input_shape(spec: ModelSpec) -> list[int]:
 def output_shape(spec: ModelSpec) -> list[int]:
     """Of one tile as the graph returns it."""
     side, outputs = [spec.tile, spec.tile], len(spec.outputs)
+    if spec.whole_tiles:
+        return [outputs]
     return [*side, outputs] if spec.layout == "NHWC" else [outputs, *side]
 
 
@@ -236,15 +238,16 @@ def to_graph(
 def from_graph(
     outputs: Sequence[NDArray[np.float32]], spec: ModelSpec, tiles: int
 ) -> NDArray[np.float32]:
-    """The outputs (B, K, tile, tile) of as many ``tiles``, of what the graph returned."""
+    """The outputs (B, K, tile, tile) or (B, K) of as many ``tiles``, of what the graph returned."""
     whole = (outputs[0] if len(outputs) == 1 else np.concatenate(outputs))[:tiles]
-    return np.ascontiguousarray(np.moveaxis(whole, 3, 1)) if spec.layout == "NHWC" else whole
+    last = spec.layout == "NHWC" and not spec.whole_tiles
+    return np.ascontiguousarray(np.moveaxis(whole, 3, 1)) if last else whole
 
 
 def check_outputs(
     model: Path, spec: ModelSpec, pixels: NDArray[np.float32], outputs: NDArray[np.float32]
 ) -> None:
-    """Refuse what is not a value for each output and pixel.
+    """Refuse what is not a value for each output, and each pixel but of whole tiles.
 
     Raises:
         ModelError: ``outputs`` has another shape.
@@ -253,7 +256,7 @@ def check_outputs(
     if list(outputs.shape) != expected:
         raise ModelError(
             f"{model} returned {list(outputs.shape)} for {list(pixels.shape)}, {expected} is needed: a "
-            "value for each class or target, and pixel."
+            f"value for each class or target{'' if spec.whole_tiles else ', and pixel'}."
         )
 
 

@@ -12,6 +12,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from geodeploy.blend import sigmoid
 from geodeploy.runtime import Session
 from geodeploy.runtime.graph import OnnxFile
 from geodeploy.spec import ModelSpec
@@ -33,7 +34,7 @@ class Reference:
     pixels: NDArray[np.float32]
     """(N, planes, tile, tile) in the spec's units."""
     outputs: NDArray[np.float32]
-    """(N, K, h, w): of every fourth row and column."""
+    """(N, K, h, w): of every fourth row and column; or (N, K) of whole tiles."""
 
     def to_text(self) -> str:
         """What `from_text` reads: pixels in 256 steps, outputs as shares of the largest, in halves."""
@@ -48,7 +49,7 @@ class Reference:
         """Raises ValueError where ``text`` is not of ``TILES`` tiles as ``spec`` describes them."""
         planes, side = len(spec.planes), len(range(0, spec.tile, _STEP))
         shape = (TILES, planes, spec.tile, spec.tile)
-        wanted = (TILES, len(spec.outputs), side, side)
+        wanted = (TILES, len(spec.outputs), *(() if spec.whole_tiles else (side, side)))
         number = len(spec.outputs)
         sizes = [4 * planes, 4 * planes, int(np.prod(shape)), 4 * number, 2 * int(np.prod(wanted))]
         # Never more than that is unpacked: the file may come from anybody.
@@ -63,7 +64,8 @@ class Reference:
             np.frombuffer(levels, np.uint8).reshape(shape),
         )
         outputs = np.frombuffer(shares, "<f2").reshape(wanted).astype(np.float32)
-        return cls(pixels, outputs * np.frombuffer(largest, "<f4").reshape(number, 1, 1))
+        ones = (1,) * (outputs.ndim - 2)
+        return cls(pixels, outputs * np.frombuffer(largest, "<f4").reshape(number, *ones))
 
 
 def pixels_to_keep(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -72,8 +74,8 @@ def pixels_to_keep(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def thinned(outputs: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Of ``outputs`` (N, K, H, W) what a `Reference` compares."""
-    return outputs[:, :, ::_STEP, ::_STEP]
+    """Of ``outputs`` (N, K, H, W) or (N, K) what a `Reference` compares."""
+    return outputs[..., ::_STEP, ::_STEP] if outputs.ndim == 4 else outputs
 
 
 def reference_of(file: OnnxFile) -> Reference | None:
@@ -95,6 +97,9 @@ def difference(session: Session, reference: Reference) -> str | None:
     if session.spec.task == "regression":  # each quantity has a size of its own, and none is a class
         far = float((apart / _largest(expected)).max())
         return f"quantities differ by {far:.2g} of the largest" if far > _RELATIVE_DIFF else None
+    if session.spec.whole_tiles:
+        far = float(np.abs(sigmoid(found) - sigmoid(expected)).max())
+        return f"probabilities differ by {far:.2g}" if far > _RELATIVE_DIFF else None
     agreement = float((found.argmax(axis=1) == expected.argmax(axis=1)).mean())
     far = float(apart.max() / _largest(expected).max())
     if agreement >= _AGREEMENT and far <= _RELATIVE_DIFF:
@@ -103,9 +108,11 @@ def difference(session: Session, reference: Reference) -> str | None:
 
 
 def _largest(outputs: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The greatest distance from 0 of each output, (K, 1, 1)."""
-    largest: NDArray[np.float32] = np.abs(outputs).max(axis=(0, 2, 3))
-    return np.maximum(largest, np.float32(1e-12))[:, None, None]
+    """The greatest distance from 0 of each output, (K, 1, 1), or (K,) of whole tiles."""
+    tiles, *pixels = (axis for axis in range(outputs.ndim) if axis != 1)
+    largest: NDArray[np.float32] = np.abs(outputs).max(axis=tiles)
+    largest = largest.max(axis=tuple(axis - 1 for axis in pixels), keepdims=True)
+    return np.maximum(largest, np.float32(1e-12))
 
 
 def _levels(

@@ -35,7 +35,7 @@ class Batch:
     """(B, C, tile, tile), in units."""
     labels: torch.Tensor
     """(B, tile, tile) int64: class positions, `IGNORED` where no loss is; or of a regression
-    (B, T, tile, tile), NaN there."""
+    (B, T, tile, tile), NaN there; or of whole tiles (B, K) int64: 1, 0 or `IGNORED`."""
     taught: torch.Tensor | None
     """(B, K, tile, tile): the teachers' probabilities, 0 where they say nothing; None without any."""
     sampler: dict[str, Any]
@@ -144,7 +144,8 @@ def draw_window(
         row = int(rng.integers(0, last_row + 1))
         col = int(rng.integers(0, last_col + 1))
         window = Window(col, row, side, side)
-        if scene.teaches(window).any():
+        taught = scene.teaches(window)
+        if taught.any() and (scene.tiles is None or taught.mean() >= scene.tiles.least):
             return window
     # Labels so sparse that luck does not find them: go to one.
     row, col = _find_label(scene, summed, int(rng.integers(0, summed[-1])))
@@ -189,8 +190,7 @@ def _wanted(scene: LabelledScene, window: Window, position: int | None) -> NDArr
     """Which pixels of ``window`` to learn from: of the class at ``position``, or any."""
     if position is None:
         return scene.teaches(window)
-    wanted: NDArray[np.bool_] = scene.codes_of(window, TRAINING) == position
-    return wanted
+    return scene.has_class(window, position)
 
 
 def _find_label(
@@ -215,8 +215,9 @@ def read_training_tile(
 ) -> tuple[NDArray[np.float32], NDArray[Any], NDArray[np.float32] | None]:
     """Pixels (C, tile, tile), labels and teachers' probabilities (K, tile, tile).
 
-    They are those of ``window``, a square, augmented. Labels are codes (tile, tile), or the values
-    (T, tile, tile) of a regression. The last are None if the recipe names no teachers.
+    They are those of ``window``, a square, augmented. Labels are codes (tile, tile), the values
+    (T, tile, tile) of a regression, or what the tile shows, (K,). The last are None if the recipe names
+    no teachers.
     """
     settings, tile, mean = recipe.augmentation, recipe.model.tile, light.mean
     height, width = scene.codes.shape
@@ -247,7 +248,12 @@ def read_training_tile(
         pixels[lost] = mean[lost]
     # What predict fills in is the mean exactly, whatever the light of the rest.
     pixels = np.where(valid, pixels, mean[:, np.newaxis, np.newaxis])
-    labels = codes if values is None else np.where(codes == IGNORED, np.float32(np.nan), values)
+    labels: NDArray[Any] = codes
+    if values is not None:
+        labels = np.where(codes == IGNORED, np.float32(np.nan), values)
+    elif scene.tiles is not None:
+        share = inside.height * inside.width / window.height**2
+        labels = scene.tiles.of(codes, inside=share)
     return (
         np.ascontiguousarray(pixels, np.float32),
         np.ascontiguousarray(labels),

@@ -47,13 +47,20 @@ def model_card(
 def _header(recipe: Recipe) -> str:
     library = "peft" if isinstance(recipe.method, Adapter) else "timm"
     # The hub knows no task of its own for quantities at each pixel.
-    tag = "\npipeline_tag: image-segmentation" if recipe.classes else ""
+    known = {"segmentation": "image-segmentation", "multilabel": "image-classification"}
+    tag = f"\npipeline_tag: {known[recipe.task]}" if recipe.task in known else ""
     return f"---\nlibrary_name: {library}{tag}\n---"
 
 
 def _purpose(spec: ModelSpec) -> str:
     if spec.classes:
         classes = ", ".join(f"{item.name} ({item.value})" for item in spec.classes)
+        if spec.whole_tiles:
+            ground = f" ({spec.tile * spec.gsd_m:g} m)" if spec.gsd_m else ""
+            return (
+                f"Tells which of these a tile of {spec.tile} x {spec.tile} pixels{ground} of "
+                f"{spec.units} imagery shows, one or several or none: {', '.join(spec.outputs)}."
+            )
         return f"Segments {spec.units} imagery into {classes}."
     rows = [
         f"| {item.name} | {item.unit or '-'} | {item.mean or 0:.4g} | {item.std or 0:.4g} |"
@@ -92,6 +99,12 @@ def _splits(recipe: Recipe) -> str:
         + (chips.split or ", ".join(f"{split} as in `{file}`" for split, file in chips.lists.items()))
         for chips in recipe.data.chips or ()
     ]
+    if recipe.task == "multilabel":
+        presence = recipe.data.presence
+        lines.append(
+            f"\nOf a raster of classes, a tile shows those that have {presence.share:.1%} or more of "
+            f"its labelled pixels; {presence.labelled:.0%} of its pixels must have a label."
+        )
     blocks = recipe.data.blocks
     if any(scene.split == "blocks" for scene in recipe.data.scene):
         lines.append(
@@ -104,6 +117,8 @@ def _splits(recipe: Recipe) -> str:
 def _method(spec: ModelSpec, recipe: Recipe, counts: ParameterCounts, steps: int, pyramid: bool) -> str:
     model, method, training = recipe.model, recipe.method, recipe.training
     decoder = f"{_DECODERS[model.decoder]} decoder"
+    if spec.whole_tiles:
+        decoder = "linear layer on the mean of the last map"
     if model.decoder == "unet" and model.stem and not pyramid:
         decoder += " with a convolutional stem"
     teachers = [f"`{teacher.name}`" for teacher in recipe.distillation.teachers]

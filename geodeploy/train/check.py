@@ -118,7 +118,7 @@ def _tell_targets(looks: Sequence[Look], recipe: Recipe) -> Iterator[TargetFacts
 
 def _look_at_all(recipe: Recipe, findings: Findings) -> Iterator[Look]:
     try:
-        listed = list_scenes(recipe.data)
+        listed = list_scenes(recipe)
     except GeodeployError as error:
         findings.say("error", "unreadable", "", str(error))
         listed = [(f"data.scene.{number}", scene) for number, scene in enumerate(recipe.data.scene)]

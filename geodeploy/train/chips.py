@@ -1,29 +1,62 @@
-"""Chips in two folders, images and labels, that are paired by name and sorted into splits."""
+"""Chips in folders, paired by name with their labels or rows of a table, and sorted into splits."""
 
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from geodeploy.errors import LabelError, SourceError, first_line
-from geodeploy.train.recipe import Chips, Data, Scene, Split
+from geodeploy.train.recipe import Chips, Data, Recipe, Scene, Split
+from geodeploy.train.table import read_table
 
 log = logging.getLogger(__name__)
 
 _SHOWN = 5
 
 
-def list_scenes(data: Data) -> list[tuple[str, Scene]]:
+class Chip(Scene):
+    """A scene whose labels are those of its row in a table."""
+
+    shown: tuple[int, ...]
+    """For each class 1, 0 or `geodeploy.labels.IGNORED`."""
+
+
+def list_scenes(recipe: Recipe) -> list[tuple[str, Scene]]:
     """The scenes of the recipe and the chips in its folders, each with its place in the recipe.
 
     Raises:
         SourceError: a folder or a list of chips is missing.
-        LabelError: chips without labels, labels without a chip, or lists that do not fit the chips.
+        LabelError: chips without labels, labels without a chip, or lists that do not fit the chips; a
+            table that says other things than the recipe asks for.
     """
+    data = recipe.data
     scenes = [(f"data.scene.{number}", scene) for number, scene in enumerate(data.scene)]
     for number, chips in enumerate(data.chips or ()):
         place = f"data.chips.{number}"
-        scenes += [(place, scene) for scene in _list_chips(chips, data, place)]
+        listed = _list_rows(chips, recipe, place) if chips.table else _list_chips(chips, data, place)
+        scenes += [(place, scene) for scene in listed]
     return scenes
+
+
+def _list_rows(chips: Chips, recipe: Recipe, place: str) -> list[Chip]:
+    """The chips that have a split, by name, with their rows."""
+    data = recipe.data
+    images = _files(data.root / chips.images, chips.image_suffix, f"{place}.images")
+    splits = _read_splits(chips, data, images, place)
+    table = data.find_labels(chips.labels)
+    rows = read_table(table, chips, recipe.classes, f"{place}.labels")
+    if without := sorted(set(splits) - set(rows)):
+        raise LabelError(
+            f"{place}: {_count(without, 'image')} without a row in {table.name} ({_several(without)}). "
+            f"A row names its chip with or without {chips.image_suffix}: add what is missing, or leave "
+            "the chip out of the split."
+        )
+    if unused := sorted(set(rows) - set(images)):
+        log.info("%s: %s of %s without an image: left out.", place, _count(unused, "row"), table.name)
+    return [
+        Chip(**_about(chips, images[name], chips.labels, splits[name]), shown=rows[name])
+        for name in sorted(splits)
+    ]
 
 
 def _list_chips(chips: Chips, data: Data, place: str) -> list[Scene]:
@@ -40,17 +73,12 @@ def _list_chips(chips: Chips, data: Data, place: str) -> list[Scene]:
                 del either[name]
     _check_pairs(images, labels, chips, place)
     splits = _read_splits(chips, data, images, place)
-    return [
-        Scene(
-            image=images[name],
-            labels=labels[name],
-            bands=chips.bands,
-            scale=chips.scale,
-            offset=chips.offset,
-            split=splits[name],
-        )
-        for name in sorted(splits)
-    ]
+    return [Scene(**_about(chips, images[name], labels[name], splits[name])) for name in sorted(splits)]
+
+
+def _about(chips: Chips, image: Path, labels: Path, split: Split) -> dict[str, Any]:
+    told = chips.model_dump(include={"bands", "scale", "offset"})
+    return told | {"image": image, "labels": labels, "split": split}
 
 
 def _files(folder: Path, suffix: str, key: str) -> dict[str, Path]:

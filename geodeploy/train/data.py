@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
+from geodeploy.cells import CellGrid
 from geodeploy.dataset import open_dataset, reading
 from geodeploy.errors import (
     BandError,
@@ -26,12 +27,19 @@ from geodeploy.errors import (
     SourceError,
     require,
 )
-from geodeploy.labels import IGNORED, class_positions, ignored_values, target_bands, target_values
+from geodeploy.labels import (
+    IGNORED,
+    class_positions,
+    ignored_values,
+    present_classes,
+    target_bands,
+    target_values,
+)
 from geodeploy.raster import Raster, check_range, open_raster, same_place
-from geodeploy.spec import Band, Target
+from geodeploy.spec import Band, Presence, Target
 from geodeploy.tally import Moments, add_up
 from geodeploy.tiles import Tile, TileGrid
-from geodeploy.train.chips import list_scenes
+from geodeploy.train.chips import Chip, list_scenes
 from geodeploy.train.recipe import Blocks, Data, Recipe, Scene, Statistics, is_vector
 
 log = logging.getLogger(__name__)
@@ -44,6 +52,27 @@ _PARTS = {"train": TRAINING, "validation": VALIDATION, "test": TEST}
 
 
 @dataclass(frozen=True, slots=True)
+class TileLabels:
+    """What the tiles of a scene show as a whole."""
+
+    classes: int
+    presence: Presence
+    shown: NDArray[np.uint8] | None = None
+    """(K,) Of a chip by its row in a table: 1, 0 or `IGNORED`. None where the codes of a tile tell."""
+
+    def of(self, codes: NDArray[np.uint8], *, inside: float = 1.0) -> NDArray[np.uint8]:
+        """(K,) 1, 0 or `IGNORED` of a tile of ``codes``, a share ``inside`` of which the scene has."""
+        if self.shown is None:
+            return present_classes(codes, self.classes, self.presence, inside=inside)
+        return self.shown if (codes != IGNORED).any() else np.full(self.classes, IGNORED, np.uint8)
+
+    @property
+    def least(self) -> float:
+        """Share of a tile's pixels that must have a label for the tile to have one."""
+        return self.presence.labelled if self.shown is None else 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class LabelledScene:
     """An open image with its labels in memory: two bytes a pixel, one a class with teachers, four a
     quantity.
@@ -51,7 +80,8 @@ class LabelledScene:
 
     raster: Raster
     codes: NDArray[np.uint8]
-    """(H, W): the position of the class in the recipe, or `IGNORED`, as where the image has no data."""
+    """(H, W): the position of the class in the recipe, or `IGNORED`, as where the image has no data. Of
+    a chip with a row in a table all others are 0."""
     part: NDArray[np.uint8]
     """(H, W): `TRAINING`, `VALIDATION`, `TEST` or `NEITHER`."""
     weight: float | None = None
@@ -61,12 +91,30 @@ class LabelledScene:
     values: NDArray[np.float32] | None = None
     """(T, H, W): the quantities in their units, NaN where there is no label; None of classes. The codes
     tell which fourth of its range the first of them lies in."""
+    tiles: TileLabels | None = None
+    """None where each pixel is learned by itself."""
     region: str = ""
     """What its scores are reported under if it is held out: its image, or the folder of its chips."""
 
     def count(self, part: int) -> int:
         """Labelled pixels of that part."""
         return int(((self.part == part) & (self.codes != IGNORED)).sum())
+
+    def counts(self, part: int, classes: int) -> NDArray[np.int64]:
+        """Labelled pixels of that part and each class, (classes,); of all classes that a chip shows."""
+        if self.tiles is not None and self.tiles.shown is not None:
+            return np.where(self.tiles.shown == 1, self.count(part), 0)
+        found: NDArray[np.int64] = np.bincount(self.codes[self.part == part], minlength=256)[:classes]
+        return found
+
+    def has_class(self, window: Window, position: int) -> NDArray[np.bool_]:
+        """Which pixels of ``window`` to train on are of the class, or of a chip that shows it."""
+        codes = self.codes_of(window, TRAINING)
+        if self.tiles is not None and self.tiles.shown is not None:
+            found: NDArray[np.bool_] = (codes != IGNORED) & (self.tiles.shown[position] == 1)
+        else:
+            found = codes == position
+        return found
 
     def codes_of(self, window: Window, part: int) -> NDArray[np.uint8]:
         """The codes in ``window``, `IGNORED` outside ``part``."""
@@ -92,6 +140,12 @@ class LabelledScene:
         learned: NDArray[np.bool_] = known & (self.part[area] == TRAINING)
         return learned
 
+    def is_labelled(self, window: Window, part: int) -> bool:
+        """Whether a tile of that part there has anything to be scored against."""
+        codes = self.codes_of(window, part)
+        labels = codes if self.tiles is None else self.tiles.of(codes)
+        return bool((labels != IGNORED).any())
+
 
 @dataclass(frozen=True, slots=True)
 class LabelledTile:
@@ -104,6 +158,8 @@ class LabelledTile:
     place: Tile
     values: NDArray[np.float32] | None = None
     """(T, tile, tile): the quantities that it is scored against; None of classes."""
+    shown: NDArray[np.uint8] | None = None
+    """(K,) 1, 0 or `IGNORED`: what it shows as a whole; None where each pixel is scored by itself."""
 
 
 @contextmanager
@@ -120,7 +176,7 @@ def open_scenes(recipe: Recipe) -> Iterator[list[LabelledScene]]:
     with ExitStack() as stack:
         taught = bool(recipe.distillation.teachers)
         scenes = []
-        listed = list_scenes(recipe.data)
+        listed = list_scenes(recipe)
         for place, scene in listed:
             if scene.labels is None and not taught:
                 log.info("%s (%s) has no labels: left out, it takes a teacher.", place, scene.image)
@@ -132,6 +188,14 @@ def open_scenes(recipe: Recipe) -> Iterator[list[LabelledScene]]:
             raise LabelError(
                 f"No {'scene' if taught else 'training scene'} has a labelled pixel. Check "
                 "the scenes' labels and nodata, data.ignore and data.blocks."
+            )
+        if recipe.task == "multilabel" and not any(
+            has_labels(scene, recipe, TRAINING) for scene in scenes
+        ):
+            raise LabelError(
+                f"No tile of {recipe.model.tile} pixels to train on has labels on "
+                f"{recipe.data.presence.labelled:.0%} of it. Take a smaller model.tile or "
+                "data.presence.labelled, or check the labels and data.blocks."
             )
         if recipe.targets:
             scenes = _group_alike(scenes)
@@ -215,6 +279,9 @@ def scene_labels(
     """The codes of ``scene``, all `IGNORED` where it has no labels, and the values of a regression."""
     if scene.labels is None:
         return np.full((raster.height, raster.width), IGNORED, np.uint8), None
+    if isinstance(scene, Chip):
+        _check_chip(recipe, scene, raster)
+        return np.zeros((raster.height, raster.width), np.uint8), None
     path = recipe.data.find_labels(scene.labels)
     if not recipe.targets:
         return read_codes(path, raster, recipe), None
@@ -239,11 +306,28 @@ def divide(
     if scene.labels is not None:
         for window in raster.stripes():
             codes[window.toslices()][~raster.read(window).valid] = IGNORED
+    tiles = None
+    if recipe.task == "multilabel":
+        shown = np.array(scene.shown, np.uint8) if isinstance(scene, Chip) else None
+        tiles = TileLabels(len(recipe.classes), recipe.data.presence, shown)
+        if shown is not None and (shown == IGNORED).all():
+            codes[:] = IGNORED
     part = split(codes, scene, recipe.data.blocks, recipe.groups)
     region = str(scene.image)
     if place.startswith("data.chips"):
         region = str((recipe.data.chips or ())[int(place.rpartition(".")[2])].images)
-    return LabelledScene(raster, codes, part, scene.weight, values=values, region=region)
+    return LabelledScene(raster, codes, part, scene.weight, values=values, tiles=tiles, region=region)
+
+
+def _check_chip(recipe: Recipe, scene: Scene, raster: Raster) -> None:
+    """Refuse a chip of which a tile is but a part: the labels are those of all of it."""
+    side = recipe.model.tile
+    if max(raster.height, raster.width) > side:
+        raise LabelError(
+            f"{scene.image.name} has {raster.height} x {raster.width} pixels, model.tile is {side}: "
+            "the labels in a table are of the whole chip. Take a tile that holds it; what a chip lacks "
+            "to a tile is mirrored."
+        )
 
 
 @contextmanager
@@ -449,11 +533,31 @@ def check_scaling(recipe: Recipe, statistics: Statistics) -> None:
 
 def class_shares(scenes: Sequence[LabelledScene], classes: int) -> NDArray[np.float64]:
     """The share of each class among the labelled training pixels."""
-    counts = sum(
-        np.bincount(scene.codes[scene.part == TRAINING], minlength=256)[:classes] for scene in scenes
-    )
+    counts = sum(scene.counts(TRAINING, classes) for scene in scenes)
     shares: NDArray[np.float64] = counts / np.maximum(np.sum(counts), 1)
     return shares
+
+
+def has_labels(scene: LabelledScene, recipe: Recipe, part: int) -> bool:
+    """Whether anything of that part can be learned from or scored."""
+    if scene.tiles is None:
+        return scene.count(part) > 0
+    tile, overlap = recipe.model.tile, recipe.model.overlap
+    return any(True for _ in labelled_places(scene, tile, overlap, part=part))
+
+
+def tile_shares(
+    scenes: Sequence[LabelledScene], tile: int, overlap: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Of the grid's training tiles, those that show each class, and those that do not, (K,) each."""
+    shown = [
+        scene.tiles.of(scene.codes_of(place.window, TRAINING))
+        for scene in scenes
+        if scene.tiles is not None
+        for place in labelled_places(scene, tile, overlap, part=TRAINING)
+    ]
+    labels = np.array(shown)
+    return (labels == 1).sum(axis=0), (labels == 0).sum(axis=0)
 
 
 def read_square(
@@ -491,10 +595,11 @@ def read_filled(
 
 
 def labelled_places(scene: LabelledScene, tile: int, overlap: int, *, part: int) -> Iterator[Tile]:
-    """The tiles of the scene's grid that hold a labelled pixel of ``part``."""
+    """The tiles of the scene's grid that have a label of ``part``."""
     height, width = scene.codes.shape
-    for place in TileGrid(height, width, tile, overlap):
-        if (scene.codes_of(place.window, part) != IGNORED).any():
+    grid = TileGrid if scene.tiles is None else CellGrid
+    for place in grid(height, width, tile, overlap):
+        if scene.is_labelled(place.window, part):
             yield place
 
 
@@ -504,7 +609,8 @@ def read_tile(
     """The pixels of one tile and the labels of ``part`` in it, mirrored where the raster ends."""
     pixels, codes, _ = read_square(scene, place.window, tile, mean, part=part)
     values = scene.values_of(place.window, codes)
-    return LabelledTile(np.ascontiguousarray(pixels), codes, place, values)
+    shown = None if scene.tiles is None else scene.tiles.of(scene.codes_of(place.window, part))
+    return LabelledTile(np.ascontiguousarray(pixels), codes, place, values, shown)
 
 
 def sample_tiles(
@@ -515,7 +621,7 @@ def sample_tiles(
     They are drawn by the hash of their place: the same recipe draws the same tiles.
     """
     tile, overlap = recipe.model.tile, recipe.model.overlap
-    part = VALIDATION if any(scene.count(VALIDATION) for scene in scenes) else TRAINING
+    part = VALIDATION if any(has_labels(scene, recipe, VALIDATION) for scene in scenes) else TRAINING
     places = [
         (scene, place) for scene in scenes for place in labelled_places(scene, tile, overlap, part=part)
     ]

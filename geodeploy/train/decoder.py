@@ -1,4 +1,4 @@
-"""From a backbone's maps to one score a class at every pixel of the tile."""
+"""From a backbone's maps to one score a class at every pixel of the tile, or for all of it."""
 
 # B batch, C channel, K class, H row, W column
 
@@ -23,6 +23,19 @@ class LinearDecoder(nn.Module):
     def forward(self, tokens: Sequence[Tensor], pixels_BCHW: Tensor) -> Tensor:
         """Logits (B, K, tile, tile); the pixels are not looked at."""
         return resize(self.head(tokens[-1]), self.tile)
+
+
+class PooledDecoder(nn.Module):
+    """One linear layer on the mean of the last map: what the tile as a whole shows."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, maps: Sequence[Tensor], pixels_BCHW: Tensor) -> Tensor:
+        """Logits (B, K); the pixels are not looked at."""
+        logits: Tensor = self.head(maps[-1].mean(dim=(2, 3)))
+        return logits
 
 
 class FcnDecoder(nn.Module):

@@ -1,6 +1,6 @@
 """What the task of a recipe changes in a training: the loss, what outputs say, how it is scored."""
 
-# B batch, K class, T target, P plane: one of classes, one a target; H row, W column
+# B batch, K class, T target, P plane: one of classes, one a target or label; H row, W column
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -10,9 +10,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from geodeploy.labels import IGNORED
-from geodeploy.scores import ClassCount, ErrorCount, ScoreCount
-from geodeploy.train.data import LabelledScene, LabelledTile, class_shares
-from geodeploy.train.losses import Loss, build_loss, build_value_loss
+from geodeploy.products import SCALE
+from geodeploy.scores import ClassCount, ErrorCount, LabelCount, ScoreCount
+from geodeploy.train.data import LabelledScene, LabelledTile, class_shares, tile_shares
+from geodeploy.train.losses import (
+    Loss,
+    build_label_loss,
+    build_loss,
+    build_value_loss,
+    positive_weights,
+)
 from geodeploy.train.model import TunedModel
 from geodeploy.train.recipe import Recipe
 
@@ -26,6 +33,8 @@ class Goal(Protocol):
     """Stands where there is no answer or label."""
     dtype: str
     """Of answers and labels."""
+    whole_tiles: bool
+    """Whether a tile has one answer, (P,) in place of (P, H, W)."""
 
     def loss(self, scenes: Sequence[LabelledScene], model: TunedModel) -> Loss:
         """What is made small, of the model's outputs, labels and what teachers say."""
@@ -47,7 +56,7 @@ class Goal(Protocol):
 class ClassGoal:
     """The class of each pixel."""
 
-    planes, dtype = 1, "uint8"
+    planes, dtype, whole_tiles = 1, "uint8", False
     absent: float = IGNORED
 
     def __init__(self, recipe: Recipe) -> None:
@@ -78,7 +87,7 @@ class ClassGoal:
 class ValueGoal:
     """Quantities at each pixel."""
 
-    dtype = "float32"
+    dtype, whole_tiles = "float32", False
     absent: float = np.nan
 
     def __init__(self, recipe: Recipe) -> None:
@@ -105,9 +114,41 @@ class ValueGoal:
         return ErrorCount(self._recipe.targets)
 
 
-GOALS: dict[str, type[ClassGoal] | type[ValueGoal]] = {
+class LabelGoal:
+    """Which classes a tile shows."""
+
+    dtype, whole_tiles = "uint8", True
+    absent: float = IGNORED
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self.planes = len(recipe.classes)
+
+    def loss(self, scenes: Sequence[LabelledScene], model: TunedModel) -> Loss:
+        """Binary cross-entropy over logits and labels."""
+        network, training = self._recipe.model, self._recipe.training
+        shown, absent = tile_shares(scenes, network.tile, network.overlap)
+        return build_label_loss(positive_weights(training.class_weights, shown, absent))
+
+    def answers(self, outputs: Tensor) -> NDArray[Any]:
+        """Probabilities as maps store them, (B, K)."""
+        stored: NDArray[np.uint8] = (outputs.sigmoid() / SCALE).round().cpu().numpy().astype(np.uint8)
+        return stored
+
+    def labels(self, tile: LabelledTile) -> NDArray[Any]:
+        """What the tile shows."""
+        assert tile.shown is not None
+        return tile.shown
+
+    def count(self) -> ScoreCount:
+        """Of each probability."""
+        return LabelCount(self._recipe.classes)
+
+
+GOALS: dict[str, type[ClassGoal] | type[ValueGoal] | type[LabelGoal]] = {
     "segmentation": ClassGoal,
     "regression": ValueGoal,
+    "multilabel": LabelGoal,
 }
 """By the recipe's word for the task."""
 

@@ -134,7 +134,7 @@ def look_at(raster: Raster, recipe: Recipe, scene: Scene, place: str, findings: 
         learned=Moments(bands),
         purposes=blake2b(part.data, digest_size=16).hexdigest(),
         outside=np.zeros(bands, np.int64),
-        counts=np.zeros((4, recipe.groups), np.int64),
+        counts=np.array([labelled.counts(number, recipe.groups) for number in range(4)]),
         values=[[Values() for _ in recipe.targets] for _ in range(4)],
     )
     digests = [blake2b(digest_size=16) for _ in range(bands)]
@@ -149,7 +149,6 @@ def look_at(raster: Raster, recipe: Recipe, scene: Scene, place: str, findings: 
         look.learned.add(pixels[:, valid & (part[area] == TRAINING)])
         look.outside += ((known < _REFLECTANCE[0]) | (known > _REFLECTANCE[1])).sum(axis=1)
         labels = codes[area] != IGNORED
-        np.add.at(look.counts, (part[area][labels], codes[area][labels]), 1)
         if labelled.values is not None:
             for number, sums in enumerate(look.values):
                 here = labels & (part[area] == number)
@@ -160,7 +159,7 @@ def look_at(raster: Raster, recipe: Recipe, scene: Scene, place: str, findings: 
     if look.moments.covariance.diagonal().max() > 0:
         shape = f"{raster.height} {raster.width} "
         look.digest = shape + " ".join(digest.hexdigest() for digest in digests)
-    if scene.labels is not None and part.any() and not look.counts.any():
+    if scene.labels is not None and part.any() and (codes == IGNORED).all():
         findings.say("warning", "labels", where, "no pixel with data has a label.")
     if bands > 1 and zeros > _ODD_SHARE * raster.height * raster.width:
         message = (

@@ -27,7 +27,7 @@ from geodeploy.scores import AnyScores
 from geodeploy.train.adapters import allocate_ranks
 from geodeploy.train.augment import Batch, training_batches
 from geodeploy.train.checkpoint import Checkpoint, Progress
-from geodeploy.train.data import TRAINING, VALIDATION, LabelledScene
+from geodeploy.train.data import TRAINING, VALIDATION, LabelledScene, has_labels
 from geodeploy.train.goals import goal_of
 from geodeploy.train.method_options import Full
 from geodeploy.train.methods import layer_rates
@@ -94,7 +94,7 @@ def fit(
     mean = model.mean.numpy().ravel()
     learner = Learner(model, scenes, recipe, steps)
     rates = learner.rates
-    validates = any(scene.count(VALIDATION) for scene in scenes)
+    validates = any(has_labels(scene, recipe, VALIDATION) for scene in scenes)
 
     def check(step: int) -> Checkup:
         scores = _validate(model, learner.answer, scenes, recipe, mean) if validates else None

@@ -1,6 +1,7 @@
 """What training makes small, over the labelled pixels.
 
 Of classes cross-entropy, Dice, focal and Lovasz loss; of quantities squared, absolute and Huber loss.
+Of what whole tiles show binary cross-entropy.
 """
 
 # B batch, K class, T target, H row, W column
@@ -79,6 +80,42 @@ def build_value_loss(training: Training, std: Tensor) -> Loss:
         return (each_BTHW.sum(dim=(0, 2, 3)) / labels_T).mean()
 
     return loss
+
+
+def build_label_loss(weights: Sequence[float]) -> Loss:
+    """The binary cross-entropy of logits (B, K) and labels (B, K), `IGNORED` where nobody knows.
+
+    It is the mean over the labels that are known, 0, not NaN, where there are none; those that are 1
+    count by the ``weights`` of their class.
+    """
+
+    def loss(logits_BK: Tensor, labels_BK: Tensor, taught: Tensor | None = None) -> Tensor:
+        known_BK = labels_BK != IGNORED
+        each_BK = functional.binary_cross_entropy_with_logits(
+            logits_BK,
+            (labels_BK == 1).to(logits_BK.dtype),
+            pos_weight=torch.tensor(weights, dtype=logits_BK.dtype, device=logits_BK.device),
+            reduction="none",
+        )
+        return (each_BK * known_BK).sum() / known_BK.sum().clamp(min=1)
+
+    return loss
+
+
+def positive_weights(
+    wanted: str | tuple[float, ...], shown: NDArray[np.int64], absent: NDArray[np.int64]
+) -> tuple[float, ...]:
+    """What labels of 1 weigh, one number a class: as given, all 1, or the ratio of 0 to 1.
+
+    ``shown`` and ``absent`` are how many tiles have the one and the other. The ratio is 10 at most, and
+    1 for a class that no tile shows.
+    """
+    if isinstance(wanted, tuple):
+        return wanted
+    if wanted == "none":
+        return (1.0,) * len(shown)
+    ratios = np.where(shown > 0, absent / np.maximum(shown, 1), 1.0)
+    return tuple(float(ratio) for ratio in np.clip(ratios, 1 / _RAREST, _RAREST))
 
 
 def cross_entropy(

@@ -13,7 +13,13 @@ from geodeploy.errors import RecipeError
 from geodeploy.spec import Target
 from geodeploy.train.backbone import Backbone, Taps
 from geodeploy.train.backbones.timm_models import TRANSFORMERS
-from geodeploy.train.decoder import FcnDecoder, LinearDecoder, PyramidDecoder, UnetDecoder
+from geodeploy.train.decoder import (
+    FcnDecoder,
+    LinearDecoder,
+    PooledDecoder,
+    PyramidDecoder,
+    UnetDecoder,
+)
 from geodeploy.train.dpt import DptDecoder
 from geodeploy.train.methods import ParameterCounts, apply_method, count_parameters
 from geodeploy.train.recipe import Recipe
@@ -61,8 +67,8 @@ class TunedModel(nn.Module):
     def forward(self, pixels_BCHW: Tensor) -> Tensor:
         """Logits, or quantities in their units, (B, K, tile, tile) of tiles (B, C, tile, tile).
 
-        The pixels are finite and in the spec's units. Of several dates the bands of the
-        oldest come first; ``mean`` and ``std`` are for all of them.
+        Of tiles as a whole they are (B, K). The pixels are finite and in the spec's units. Of several
+        dates the bands of the oldest come first; ``mean`` and ``std`` are for all of them.
         """
         scaled_BCHW, maps = self.encode(pixels_BCHW)
         outputs = self.decoder(maps, scaled_BCHW)
@@ -167,7 +173,9 @@ def build_decoder(recipe: Recipe, taps: Taps) -> nn.Module:
     """
     classes, model = len(recipe.outputs), recipe.model
     if model.decoder == "linear":
-        return LinearDecoder(taps.widths[-1], classes, model.tile)
+        width = taps.widths[-1]
+        whole = recipe.task == "multilabel"
+        return PooledDecoder(width, classes) if whole else LinearDecoder(width, classes, model.tile)
     if model.terratorch is not None:
         return TerraTorchDecoder(model.terratorch, taps, classes, model.tile)
     channels = model.decoder_channels

@@ -1,6 +1,6 @@
 """Pictures of a training: its curves, and predictions beside labels."""
 
-# C band, T target, H row, W column
+# C band, K class, T target, H row, W column
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from geodeploy.labels import IGNORED
 from geodeploy.pictures import NO_CLASS_COLOR, add_legend, coloured, true_colour
-from geodeploy.scores import RegressionScores, Scores
+from geodeploy.scores import MultilabelScores, RegressionScores, Scores
 from geodeploy.spec import NODATA, ModelSpec, SegmentationClass, default_color
 from geodeploy.train.report import Checkup
 
@@ -54,7 +54,11 @@ def draw_curves(
     if scored:
         steps = np.array([step for step, _ in scored])
         found = [scores for _, scores in scored]
-        if spec.classes:
+        if spec.whole_tiles:
+            _draw_precisions(
+                right, steps, [scores for scores in found if isinstance(scores, MultilabelScores)], spec
+            )
+        elif spec.classes:
             _draw_ious(right, steps, [scores for scores in found if isinstance(scores, Scores)], spec)
         else:
             _draw_errors(
@@ -70,18 +74,35 @@ def draw_curves(
 
 def _draw_ious(axis: Any, steps: NDArray[np.int64], scores: Sequence[Scores], spec: ModelSpec) -> None:
     for position, item in enumerate(spec.classes):
-        axis.plot(
-            steps,
-            [_number(found.classes[position].iou) for found in scores],
-            color=item.color,
-            linewidth=1.2,
-            path_effects=[withStroke(linewidth=2.6, foreground="#555555")] if _is_light(item) else [],
-            label=item.name,
-        )
-    axis.plot(
-        steps, [_number(found.miou) for found in scores], color="black", linewidth=2, label="mean"
-    )
+        _draw_line(axis, steps, [found.classes[position].iou for found in scores], item)
+    _draw_mean(axis, steps, [found.miou for found in scores])
     axis.set(ylabel="validation IoU", ylim=(0, 1))
+
+
+def _draw_precisions(
+    axis: Any, steps: NDArray[np.int64], scores: Sequence[MultilabelScores], spec: ModelSpec
+) -> None:
+    for position, item in enumerate(spec.classes):
+        _draw_line(axis, steps, [found.labels[position].average_precision for found in scores], item)
+    _draw_mean(axis, steps, [found.mean_average_precision for found in scores])
+    axis.set(ylabel="validation average precision", ylim=(0, 1.02))
+
+
+def _draw_line(
+    axis: Any, steps: NDArray[np.int64], scores: Sequence[float | None], item: SegmentationClass
+) -> None:
+    axis.plot(
+        steps,
+        list(map(_number, scores)),
+        color=item.color,
+        linewidth=1.2,
+        path_effects=[withStroke(linewidth=2.6, foreground="#555555")] if _is_light(item) else [],
+        label=item.name,
+    )
+
+
+def _draw_mean(axis: Any, steps: NDArray[np.int64], scores: Sequence[float | None]) -> None:
+    axis.plot(steps, list(map(_number, scores)), color="black", linewidth=2, label="mean")
 
 
 def _draw_errors(
@@ -155,6 +176,45 @@ def draw_values(
                 axis.set(xticks=[], yticks=[])
         figure.colorbar(drawn, ax=lines[:, 2], label=str(target), extend="both")
     for axis, title in zip(axes[0], ("true colour", "labels", "prediction"), strict=True):
+        axis.set_title(title)
+    figure.savefig(path, dpi=90)
+
+
+def draw_labels(
+    path: Path,
+    pixels: NDArray[np.float32],
+    labels: NDArray[np.uint8],
+    predicted: NDArray[np.float32],
+    spec: ModelSpec,
+) -> None:
+    """Write tiles (N, C, H, W) in true colour, each beside its classes' probabilities (N, K), as PNG.
+
+    Bars of the classes that ``labels`` (N, K) say the tile shows are filled, those of others are not;
+    where nobody knows they are pale.
+    """
+    count, classes = len(pixels), len(spec.classes)
+    figure = Figure(figsize=(8.4, max(2.8, 0.25 * classes) * count + 0.5), layout="constrained")
+    axes = figure.subplots(count, 2, squeeze=False)
+    stacked = np.concatenate(pixels, axis=1)
+    shown = true_colour(stacked, spec.band_names, np.ones(stacked.shape[1:], bool))
+    for (left, right), true, truth, found in zip(
+        axes, np.split(shown, count), labels, predicted, strict=True
+    ):
+        left.imshow(true, interpolation="nearest")
+        left.set(xticks=[], yticks=[])
+        for place, item in enumerate(spec.classes):
+            right.barh(
+                place,
+                found[place],
+                facecolor=item.color if truth[place] == 1 else "none",
+                edgecolor="#bbbbbb" if truth[place] == IGNORED else "#555555",
+            )
+        right.axvline(0.5, color="#bbbbbb", linestyle=":")
+        right.set(xlim=(0, 1), yticks=range(classes), yticklabels=spec.outputs)
+        right.invert_yaxis()
+    for axis, title in zip(
+        axes[0], ("true colour", "probability (filled: in the labels)"), strict=True
+    ):
         axis.set_title(title)
     figure.savefig(path, dpi=90)
 

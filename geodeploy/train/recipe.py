@@ -23,11 +23,13 @@ from pydantic import (
 
 from geodeploy.bands import WAVELENGTH_UM
 from geodeploy.errors import RecipeError
-from geodeploy.spec import Classes, Range, Target, Task
+from geodeploy.spec import Presence, Range, SegmentationClass, Target, Task
 from geodeploy.train.method_options import Lora, Method, keep_known
 from geodeploy.train.method_options import Table as _Table
 
 Share = Annotated[float, Field(ge=0, le=1)]
+TABLE = ".csv"
+"""Suffix of labels that are a table of chips."""
 VECTORS = (".gpkg", ".geojson", ".json", ".shp", ".fgb", ".parquet", ".geoparquet")
 """Suffixes of labels that are polygons or points."""
 LIGHT = "light"
@@ -55,8 +57,9 @@ _OF_TASK: dict[Task, tuple[str, ...]] = {
         "distillation",
     ),
     "regression": ("targets", "training.mse", "training.mae", "training.huber"),
+    "multilabel": ("classes", "data.presence", "data.vectors", "training.class_weights"),
 }
-"""Keys that mean something for one task alone."""
+"""Keys that mean something for some tasks alone."""
 
 Split = Literal["train", "validation", "blocks", "test"]
 
@@ -94,7 +97,14 @@ class Chips(_Table):
     images: Path
     """The folder of the images, relative to the data's root; folders in it too."""
     labels: Path
-    """The folder of the labels, relative to the data's ``label_root`` or root."""
+    """The folder of the labels, relative to the data's ``label_root`` or root. Of ``multilabel`` it may
+    be a CSV table with a row a chip and a column for each class, by its name, of 1 and 0."""
+    name_column: str | None = None
+    """Of the table, with the chips' names, with ``image_suffix`` or without; None for the first."""
+    label_column: str | None = None
+    """Of the table, where one column lists the names or values of all classes that a chip shows."""
+    label_separator: Annotated[str, Field(min_length=1)] = ";"
+    """Between those."""
     image_suffix: Annotated[str, Field(min_length=1)] = ".tif"
     """What files of images end with; what comes before it is the name of the chip."""
     label_suffix: Annotated[str, Field(min_length=1)] = ".tif"
@@ -113,12 +123,23 @@ class Chips(_Table):
     offset: float | tuple[float, ...] = 0.0
 
     @property
+    def table(self) -> bool:
+        """Whether the labels are those of whole chips."""
+        return self.labels.suffix.lower() == TABLE
+
+    @property
     def lists(self) -> dict[Split, Path]:
         """The file that names the chips of each split."""
         files: dict[Split, Path | None] = {
             "train": self.train, "validation": self.validation, "test": self.test,
         }  # fmt: skip
         return {split: file for split, file in files.items() if file is not None}
+
+    @model_validator(mode="after")
+    def _columns_of_a_table(self) -> Self:
+        if (self.name_column or self.label_column) and not self.table:
+            raise ValueError(f"name_column and label_column are of a {TABLE} table; labels is no such")
+        return self
 
     @model_validator(mode="after")
     def _split_once(self) -> Self:
@@ -189,6 +210,8 @@ class Data(_Table):
     ignore: tuple[int, ...] = ()
     """Label values that carry neither loss nor score, besides the labels' own nodata."""
     blocks: Blocks = Blocks()
+    presence: Presence = Presence()
+    """Of ``multilabel``: which classes a tile shows, by rasters or polygons of them."""
     vectors: Vectors | None = None
     """Needed where labels are polygons or points."""
     scene: tuple[Scene, ...] = ()
@@ -319,9 +342,9 @@ class Model(_Table):
     """How pixels are normalised: (x - mean) / std, or log(max(x, mean / 50) / mean), which turns the
     gain of a sensor or of the light into an offset."""
     decoder: Literal["unet", "linear", "fcn", "upernet", "dpt", "terratorch"] = "unet"
-    """``unet`` climbs to the full resolution; ``linear`` is one layer on the last tokens; ``fcn`` is
-    convolutions on them; ``upernet`` and ``dpt`` join four maps of different fineness;
-    ``terratorch`` is one of that library's, said in ``terratorch``."""
+    """``unet`` climbs to the full resolution; ``linear`` is one layer on the last tokens, of
+    ``multilabel`` on their mean; ``fcn`` is convolutions on them; ``upernet`` and ``dpt`` join four
+    maps of different fineness; ``terratorch`` is one of that library's, said in ``terratorch``."""
     terratorch: TerraTorch | None = None
     """The decoder where it is ``terratorch``."""
     decoder_channels: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (128, 64, 32, 16)
@@ -415,7 +438,9 @@ class Training(_Table):
     lovasz: NonNegativeFloat = 0.0
     """Weight of the Lovasz-softmax loss, which stands for the mean IoU itself."""
     class_weights: Literal["none", "balanced"] | tuple[PositiveFloat, ...] = "none"
-    """Of the cross-entropy: none, by the inverse of each class's share, or given in class order."""
+    """Of the cross-entropy: none, by the inverse of each class's share, or given in class order. Of
+    ``multilabel``, what a tile that shows a class weighs against one that does not; balanced, the ratio
+    of their numbers."""
     device: Literal["auto", "cpu"] = "auto"
     """``auto`` takes the accelerator that is there."""
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
@@ -503,10 +528,10 @@ class Recipe(_Table):
     trained_on: str = ""
     """Origin of the data, for the model card."""
     task: Task = "segmentation"
-    """Classes of pixels, or quantities at each."""
+    """Classes of pixels, quantities at each, or all classes that a tile as a whole shows."""
     data: Data
-    classes: Classes = ()
-    """Of a segmentation, which must have them."""
+    classes: tuple[SegmentationClass, ...] = ()
+    """Of a segmentation or of ``multilabel``, which must have them."""
     targets: tuple[Target, ...] = ()
     """Of a regression, which must have them: bands of the label raster, by their names or in order.
     Mean and standard deviation are computed where they are not given."""
@@ -521,10 +546,19 @@ class Recipe(_Table):
     @classmethod
     def _of_one_task(cls, document: Any) -> Any:
         task = document.get("task", "segmentation") if isinstance(document, dict) else None
-        for other, keys in _OF_TASK.items():
-            for key in keys if task in _OF_TASK and other != task else ():
-                if _holds(document, key):
-                    raise ValueError(f'{key} is for task "{other}", and this is "{task}": leave it out')
+        for key, other in _foreign(task) if task in _OF_TASK else ():
+            if _holds(document, key):
+                raise ValueError(f'{key} is for task "{other}", and this is "{task}": leave it out')
+        return document
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_of_whole_tiles(cls, document: Any) -> Any:
+        if not isinstance(document, dict) or document.get("task") != "multilabel":
+            return document
+        model = document.get("model", {})
+        if isinstance(model, dict):
+            return document | {"model": {"decoder": "linear", "overlap": 0} | model}
         return document
 
     @property
@@ -541,11 +575,35 @@ class Recipe(_Table):
     def _has_outputs(self) -> Self:
         if not self.outputs:
             raise ValueError(f"{_OF_TASK[self.task][0]} is missing")
+        if self.task == "segmentation" and len(self.classes) == 1:
+            raise ValueError("classes: needs two classes at the least, found 1")
         if len(set(self.outputs)) != len(self.outputs) and self.targets:
             raise ValueError(f"target names must differ, found {self.outputs}")
         vector = [str(scene.labels) for scene in self.data.scene if is_vector(scene.labels)]
         if self.targets and vector:
             raise ValueError(f"{vector[0]}: labels of a regression are rasters")
+        return self
+
+    @model_validator(mode="after")
+    def _of_whole_tiles(self) -> Self:
+        tables = [number for number, chips in enumerate(self.data.chips or ()) if chips.table]
+        if self.task != "multilabel":
+            if tables:
+                raise ValueError(
+                    f'data.chips.{tables[0]}.labels is a table, for task "multilabel", and this is '
+                    f'"{self.task}": name a folder'
+                )
+            return self
+        if self.model.decoder != "linear":
+            raise ValueError(
+                f'model.decoder: "multilabel" has one linear layer on the mean of the last map, found '
+                f'"{self.model.decoder}": take "linear", or leave it out'
+            )
+        if tables and self.augmentation.zoom[0] < 1:
+            raise ValueError(
+                "augmentation.zoom must begin with 1 or more where labels are a table: a part of a "
+                "chip need not show all that the chip shows"
+            )
         return self
 
     @model_validator(mode="after")
@@ -581,6 +639,12 @@ class Recipe(_Table):
                 f"training.class_weights has {len(weights)} numbers for {len(self.classes)} classes"
             )
         return self
+
+
+def _foreign(task: Task) -> Iterator[tuple[str, Task]]:
+    """The keys that mean nothing for ``task``, each with a task that it is for."""
+    for other, keys in _OF_TASK.items():
+        yield from ((key, other) for key in keys if key not in _OF_TASK[task])
 
 
 def _holds(table: Any, key: str) -> bool:
@@ -628,13 +692,12 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 def recipe_text(recipe: Recipe) -> str:
     """TOML that `load_recipe` reads back as the same recipe, defaults written out."""
     document = recipe.model_dump(mode="json", exclude_none=True)
-    for task, keys in _OF_TASK.items():
-        for key in keys if task != recipe.task else ():
-            *parents, last = key.split(".")
-            table = document
-            for parent in parents:
-                table = table[parent]
-            table.pop(last, None)
+    for key, _ in _foreign(recipe.task):
+        *parents, last = key.split(".")
+        table = document
+        for parent in parents:
+            table = table[parent]
+        table.pop(last, None)
     return "\n".join(_toml_lines(document, "")) + "\n"
 
 

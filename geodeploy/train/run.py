@@ -49,7 +49,8 @@ class RealTiles:
     """(N, C, tile, tile) in the spec's units, invalid pixels filled with the bands' means."""
     labels: NDArray[Any]
     """(N, tile, tile) bytes: class values as in maps, 255 where there is no label; or of a regression
-    (N, T, tile, tile) float32: quantities in their units, NaN there."""
+    (N, T, tile, tile) float32: quantities in their units, NaN there; or of whole tiles (N, K) bytes: 1,
+    0, and 255 where nobody knows."""
 
     def every_other(self, first: int) -> "RealTiles":
         """Half of them: those from ``first`` on, 0 or 1, in steps of two."""
@@ -125,6 +126,8 @@ def save_tiles(folder: Path, tiles: Sequence[LabelledTile], spec: ModelSpec) -> 
     labels: NDArray[Any]
     if spec.targets:
         labels = np.stack([item.values for item in tiles if item.values is not None])
+    elif spec.whole_tiles:
+        labels = np.stack([item.shown for item in tiles if item.shown is not None])
     else:
         values = np.full(256, NODATA, np.uint8)
         values[: len(spec.classes)] = spec.class_values
@@ -209,6 +212,7 @@ def _check_same_task(path: Path, spec: ModelSpec, recipe: Recipe) -> None:
         ("bands", spec.band_names, list(recipe.data.bands)),
         ("classes", spec.class_values, [item.value for item in recipe.classes]),
         ("targets", [item.name for item in spec.targets], [item.name for item in recipe.targets]),
+        ("task", spec.task, recipe.task),
         ("tile", spec.tile, recipe.model.tile),
         ("timesteps", spec.timesteps, recipe.model.timesteps),
     ):
@@ -318,8 +322,11 @@ def _read_tiles(file: Path, spec: ModelSpec) -> RealTiles:
             f"{file} cannot be read ({first_line(error)}). Train again, or restore it."
         ) from error
     side = spec.tile
-    planes = (len(spec.targets),) if spec.targets else ()
-    needed = (len(pixels), *planes, side, side)
+    needed: tuple[int, ...] = (len(pixels), side, side)
+    if spec.targets:
+        needed = (len(pixels), len(spec.targets), side, side)
+    elif spec.whole_tiles:
+        needed = (len(pixels), len(spec.classes))
     if pixels.shape[1:] != (len(spec.planes), side, side) or labels.shape != needed:
         raise ModelError(
             f"{file} holds pixels {pixels.shape} and labels {labels.shape}; {len(spec.planes)} bands "

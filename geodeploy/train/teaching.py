@@ -37,8 +37,10 @@ def check_teachers(recipe: Recipe) -> None:
         RecipeError: a teacher has other bands, units or classes than the recipe.
         ModelError, SpecError: a teacher cannot be loaded.
     """
-    if recipe.distillation.teachers and not recipe.classes:
-        raise RecipeError('Distillation is for task "segmentation": a regression has no teachers.')
+    if recipe.distillation.teachers and recipe.task != "segmentation":
+        raise RecipeError(
+            f'Distillation is for task "segmentation", and this is "{recipe.task}": it has no teachers.'
+        )
     for teacher in recipe.distillation.teachers:
         with _open_teacher(teacher, recipe):
             pass
@@ -120,6 +122,7 @@ def _open_teacher(teacher: Path, recipe: Recipe) -> Iterator[Session]:
 
 def _check_same_task(teacher: Path, spec: ModelSpec, recipe: Recipe) -> None:
     for what, known, wanted in (
+        ("task", spec.task, recipe.task),
         ("bands", spec.band_names, list(recipe.data.bands)),
         ("units", spec.units, recipe.data.units),
         ("classes", spec.class_values, [item.value for item in recipe.classes]),

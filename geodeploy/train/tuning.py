@@ -11,6 +11,7 @@ from torch import Tensor
 
 from geodeploy.errors import RecipeError
 from geodeploy.labels import IGNORED
+from geodeploy.products import SCALE
 from geodeploy.scores import AnyScores
 from geodeploy.spec import Backbone as BackboneSpec
 from geodeploy.spec import Band, ModelSpec, Target
@@ -35,7 +36,14 @@ from geodeploy.train.loop import Fit, check_training, fit
 from geodeploy.train.method_options import Adapter
 from geodeploy.train.methods import ParameterCounts
 from geodeploy.train.model import TunedModel, assemble
-from geodeploy.train.pictures import SHOWN, draw_curves, draw_predictions, draw_split, draw_values
+from geodeploy.train.pictures import (
+    SHOWN,
+    draw_curves,
+    draw_labels,
+    draw_predictions,
+    draw_split,
+    draw_values,
+)
 from geodeploy.train.processes import is_first
 from geodeploy.train.recipe import Recipe, Statistics, load_recipe
 from geodeploy.train.report import Metrics, TrainReport
@@ -190,6 +198,7 @@ def describe(
         output="values" if targets else "logits",
         classes=recipe.classes,
         targets=tuple(targets),
+        presence=data.presence if recipe.task == "multilabel" else None,
         ignore=data.ignore,
         scaling=recipe.model.scaling,
         backbone=BackboneSpec(
@@ -256,7 +265,9 @@ def _draw_tiles(
     labels = np.stack([goal.labels(item) for item in shown])
     with torch.inference_mode():
         answers = goal.answers(model(torch.from_numpy(pixels)))
-    if spec.targets:
+    if spec.whole_tiles:
+        draw_labels(path, pixels, labels, answers * np.float32(SCALE), spec)
+    elif spec.targets:
         draw_values(path, pixels, labels, answers, spec)
     else:
         draw_predictions(path, pixels, labels[:, 0], answers[:, 0], spec)

@@ -1,4 +1,4 @@
-"""Score a network on all labelled validation pixels, each counted once."""
+"""Score a network on all labelled validation pixels or tiles, each counted once."""
 
 # B batch, C band, K class, H row, W column
 
@@ -16,6 +16,7 @@ from geodeploy.train.data import (
     VALIDATION,
     LabelledScene,
     LabelledTile,
+    has_labels,
     labelled_places,
     read_tile,
 )
@@ -34,20 +35,24 @@ def validate(
     mean: NDArray[np.float32],
     part: int = VALIDATION,
 ) -> AnyScores:
-    """The scores of ``forward`` over one ``part`` of all scenes, each pixel counted once.
+    """The scores of ``forward`` over one ``part`` of all scenes, each pixel or whole tile counted once.
 
     Tiles stand at the grid's places and are cut in the middle of their overlap, without blending: quick
     to run, and close below what predict reaches.
     """
     count = goal.count()
     for scene in scenes:
-        shape = (goal.planes, *scene.codes.shape)
-        found, labels = (np.full(shape, goal.absent, goal.dtype) for _ in range(2))
         places = labelled_places(scene, tile, overlap, part=part)
         tiles = (read_tile(scene, place, tile, mean, part=part) for place in places)
+        if goal.whole_tiles:
+            for group in _batched(tiles, batch):
+                answers_BP = goal.answers(forward(_stacked(group)))
+                count.add(np.stack([goal.labels(item) for item in group], axis=1), answers_BP.T)
+            continue
+        shape = (goal.planes, *scene.codes.shape)
+        found, labels = (np.full(shape, goal.absent, goal.dtype) for _ in range(2))
         for group in _batched(tiles, batch):
-            pixels_BCHW = torch.from_numpy(np.stack([item.pixels for item in group]))
-            answers_BPHW = goal.answers(forward(pixels_BCHW))
+            answers_BPHW = goal.answers(forward(_stacked(group)))
             for item, answers_PHW in zip(group, answers_BPHW, strict=True):
                 _keep_inner(found, answers_PHW, item, overlap)
                 _keep_inner(labels, goal.labels(item), item, overlap)
@@ -72,7 +77,7 @@ def score_held_out(
     """
     regions: dict[str, list[LabelledScene]] = {}
     for scene in scenes:
-        if scene.count(TEST):
+        if has_labels(scene, recipe, TEST):
             regions.setdefault(scene.region, []).append(scene)
     model.eval().to(device if regions else "cpu")
 
@@ -106,6 +111,10 @@ def _keep_inner(canvas: NDArray[Any], values: NDArray[Any], item: LabelledTile, 
     canvas[:, top : rows.stop, left : cols.stop] = values[
         :, top - rows.start : rows.stop - rows.start, left - cols.start : cols.stop - cols.start
     ]
+
+
+def _stacked(group: Sequence[LabelledTile]) -> Tensor:
+    return torch.from_numpy(np.stack([item.pixels for item in group]))
 
 
 def _batched(items: Iterator[LabelledTile], size: int) -> Iterator[list[LabelledTile]]:

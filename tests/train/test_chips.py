@@ -88,7 +88,7 @@ def test_each_chip_may_have_a_folder_of_its_own(folder: Path) -> None:
     suffixes = "image_suffix='/images.tif', label_suffix='/labels.tif'"
     table = f"images='chips', labels='chips', {suffixes}, train='train.txt', validation='val.txt'"
     recipe = load_recipe(folder / "chips.toml", [f"data.chips=[{{{table}}}]"])
-    assert [(scene.image.parent.name, scene.split) for _, scene in list_scenes(recipe.data)] == [
+    assert [(scene.image.parent.name, scene.split) for _, scene in list_scenes(recipe)] == [
         ("a", "train"), ("b", "train"), ("c", "validation"), ("d", "train"),
     ]  # fmt: skip
 
