@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from geodeploy.errors import OutputError, ParityError, RecipeError
 from geodeploy.export.item import BASE, write_model_item
 from geodeploy.export.merge import merge
 from geodeploy.export.onnx import parity_path, strip
-from geodeploy.export.parity import ParityReport, check_is_alike, compare, logits_of, tolerance
+from geodeploy.export.parity import ParityReport, check_is_alike, compare, logits_of, told, tolerance
 from geodeploy.export.program import to_onnx
 from geodeploy.item import item_path
 from geodeploy.runtime.adapter import DECODER, DESCRIPTION, SUFFIX, Adapter, Base, write_adapter
@@ -399,7 +399,7 @@ def _report_on(run: Run, base: Base, adapter: Path) -> ParityReport:
         problem=problem,
         merged_max_abs_diff=None,
         exported=found,
-        tolerances=asdict(allowed),
+        tolerances=told(allowed),
     )
 
 

@@ -436,11 +436,12 @@ def report_on(
         exported=found,
         other_runtimes=_other_runtimes(file, expected, pixels, labels),
         eight_bit=eight_bit,
-        tolerances=_told(allowed),
+        tolerances=told(allowed),
     )
 
 
-def _told(allowed: Tolerance | SpreadTolerance | LabelTolerance) -> dict[str, float]:
+def told(allowed: Tolerance | SpreadTolerance | LabelTolerance) -> dict[str, float]:
+    """The bounds of ``allowed`` by name, as a report holds them."""
     return {name: bound for name, bound in asdict(allowed).items() if bound is not None}
 
 
@@ -466,7 +467,7 @@ def _report_on_program(
         problem=problem,
         merged_max_abs_diff=merged_max_abs_diff,
         exported=found,
-        tolerances=_told(tolerance(spec)),
+        tolerances=told(tolerance(spec)),
     )
 
 

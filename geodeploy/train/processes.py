@@ -137,6 +137,7 @@ def _join_in(work: Callable[[], Any], place: dict[str, str], level: int, sender:
         made = _Failure(0, time.monotonic(), error)
     except Exception:
         made = _Failure(2, time.monotonic(), RuntimeError(traceback.format_exc()))
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left to remove, and nothing to say
     sender.send(made)
 
 
