@@ -27,8 +27,8 @@ _GDAL_TYPES = {"uint8": "Byte", "float32": "Float32"}
 _COLUMNS = 8 * BLOCK
 """Of what is read back at once."""
 _SOMEWHERE = Affine.scale(2, -2)
-"""Of parts, whose place is told by what joins them. Without any, rasterio warns, and what hides a warning
-hides it from all threads."""
+"""Of parts, whose place is told by what joins them. Without any, rasterio warns; and what hides a
+warning hides it from all threads."""
 
 
 @dataclass(frozen=True, slots=True)
