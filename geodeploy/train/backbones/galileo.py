@@ -42,7 +42,13 @@ def create(wanted: Wanted) -> GroupedViT:
     groups = groups_of(_GROUPS, wanted)
     vit = GroupedViT(options, groups=len(groups))
     quarter = vit.embed_dim // 4
-    fix_positions(vit, _positions(vit, wanted, torch.zeros(len(groups), quarter), None))
+    angle = 2 * math.pi * _MONTH / 12
+    first_date, month = (
+        torch.tensor([math.sin(turn), math.cos(turn)]).repeat_interleave(quarter // 2)
+        for turn in (0.0, angle)
+    )
+    kinds = torch.zeros(len(groups), quarter)
+    fix_positions(vit, _positions(vit, wanted, kinds, first_date, month))
     return vit
 
 
@@ -64,7 +70,9 @@ def convert(tensors: Tensors, vit: GroupedViT, wanted: Wanted) -> Tensors:
         "patch_embed.proj.bias": torch.cat(
             [tensors[f"space_time_embed.{name}.proj.bias"] for name in groups]
         ),
-        "pos_embed": _positions(vit, wanted, kinds, tensors["pos_embed"]),
+        "pos_embed": _positions(
+            vit, wanted, kinds, tensors["pos_embed"][0], tensors["month_embed.weight"][_MONTH]
+        ),
     }
     for name, value in tensors.items():
         if not name.startswith("blocks."):
@@ -78,21 +86,17 @@ def convert(tensors: Tensors, vit: GroupedViT, wanted: Wanted) -> Tensors:
     return found
 
 
-def _positions(vit: GroupedViT, wanted: Wanted, kinds_GD: Tensor, dates: Tensor | None) -> Tensor:
+def _positions(
+    vit: GroupedViT, wanted: Wanted, kinds_GD: Tensor, date_D: Tensor, month_D: Tensor
+) -> Tensor:
     """Four quarters: the group, the date among dates, the month, and the place."""
-    quarter = vit.embed_dim // 4
     side, patch = vit.patch_embed.grid_size[0], vit.patch_embed.patch_size[0]
-    if dates is None:
-        date = torch.cat([torch.zeros(quarter // 2), torch.ones(quarter // 2)])  # the waves of 0
-    else:
-        date = dates[0]
-    angle = torch.tensor(2 * math.pi * _MONTH / 12)
-    month = torch.cat([angle.sin().expand(quarter // 2), angle.cos().expand(quarter // 2)])
-    # Slower than others' waves by half, as published.
-    slow = 10_000.0 ** -(torch.arange(quarter // 4, dtype=torch.float64) / (quarter // 2) / 2)
+    count = vit.embed_dim // 16
+    # Slower than others' waves, as published.
+    slow = 10_000.0 ** -(torch.arange(count, dtype=torch.float64) / count / 4)
     places = plane(side, slow, step=wanted.metres * patch / _METRES).float()
     parts = [
-        torch.cat([torch.cat([kind, date, month]).expand(len(places), -1), places], dim=1)
+        torch.cat([torch.cat([kind, date_D, month_D]).expand(len(places), -1), places], dim=1)
         for kind in kinds_GD
     ]
     return torch.cat(parts)[None]

@@ -61,12 +61,16 @@ class Reference:
         if side != self.sides[0] and self.resized:
             tensors = self.resized(network, dict(tensors), side)
         network.load_state_dict(tensors)
-        given = pixels
-        if self.takes:
-            given = torch.zeros(len(pixels), len(self.takes), side, side)
-            given[:, [self.takes.index(band) for band in self.bands]] = pixels
         with torch.no_grad():
-            return [item.clone() for item in self.maps(network, given)]
+            return [item.clone() for item in self.maps(network, self.given(pixels))]
+
+    def given(self, pixels: Tensor) -> Tensor:
+        """What the network is shown for ``pixels``, the recipe's bands."""
+        if self.takes is None:
+            return pixels
+        shown = torch.zeros(len(pixels), len(self.takes), *pixels.shape[2:])
+        shown[:, [self.takes.index(band) for band in self.bands]] = pixels
+        return shown
 
 
 def fill(name: str, shape: tuple[int, ...]) -> Tensor:

@@ -82,6 +82,38 @@ def test_bands_and_distances_that_a_network_cannot_take_are_said(
         build_backbone(model, bands)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of timm, as it resizes Swin's windows
+@pytest.mark.parametrize(
+    ("name", "options", "tile"),
+    [
+        ("swin_tiny_patch4_window7_224", {"embed_dim": 24}, 96),
+        ("convnext_atto", {}, 96),
+        ("resnet18", {}, 96),
+        ("eva02_tiny_patch14_224", {"embed_dim": 48, "depth": 2, "num_heads": 3}, 98),
+        ("eva_giant_patch14_224", TINY, 98),
+    ],
+)
+def test_any_network_of_timm_with_maps_takes_its_weights_another_tile_and_other_bands(
+    name: str, options: dict[str, Any], tile: int, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    torch.save(timm.create_model(name, global_pool="", **options).state_dict(), tmp_path / "rgb.pth")
+    model = Model(
+        backbone=name, options=options, weights=str(tmp_path / "rgb.pth"), tile=tile, overlap=8
+    )
+    backbone = build_backbone(model, ("nir", "red", "green", "blue"))
+    assert backbone.new_patches
+    taps, encoder = backbone.taps, backbone.encoder.eval()
+    with torch.inference_mode():
+        maps = encoder.forward_intermediates(
+            torch.zeros(2, 4, tile, tile), indices=list(taps.indices), intermediates_only=True
+        )
+    sides = [tile // stride for stride in taps.strides]
+    assert [tuple(item.shape) for item in maps] == [
+        (2, wide, side, side) for wide, side in zip(taps.widths, sides, strict=True)
+    ]
+
+
 def test_every_name_in_the_table_makes_a_network_of_its_width() -> None:
     ours_alone = [name for name in FAMILIES if not name.startswith(("light", "ssl4eo", "vit_"))]
     for name in ours_alone:

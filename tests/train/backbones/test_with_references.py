@@ -1,11 +1,15 @@
 """Published networks, where they are installed, against ours with the same random weights."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from comparing import LARGEST, largest_difference, maps_of, ours
-from references import REFERENCES, filled, pixels_of
+from references import GSD_M, REFERENCES, filled, galileo_maps, pixels_of, source_of
+
+from geodeploy.train.backbone import build_backbone
+from geodeploy.train.recipe import Model
 
 pytest.importorskip("terratorch", reason="needs terratorch and torchgeo, too heavy for the extra dev")
 
@@ -15,6 +19,27 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # of libraries that are not o
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("patch", [8, 4])
+@pytest.mark.parametrize("side", [32, 48])
+def test_galileos_real_weights_give_its_own_features(side: int, patch: int) -> None:
+    weights = Path(os.environ.get("GEODEPLOY_REFERENCES", "")) / "data/models/nano/encoder.pt"
+    if not weights.is_file():
+        pytest.skip("needs the repository nasaharvest/galileo in the folder GEODEPLOY_REFERENCES")
+    reference = REFERENCES["galileo"]
+    network = source_of("single_file_galileo").Encoder(
+        embedding_size=128, depth=4, num_heads=8, mlp_ratio=4, max_patch_size=8
+    )
+    tensors = torch.load(weights, map_location="cpu", weights_only=True)
+    network.load_state_dict({name.replace(".backbone", ""): tensors[name] for name in tensors})
+    options = {"patch_size": patch}
+    model = Model(backbone="galileo_nano", weights=str(weights), options=options, tile=side, overlap=8)
+    pixels = pixels_of(len(reference.bands), side)
+    with torch.no_grad():
+        needed = galileo_maps(network.eval(), reference.given(pixels), patch=patch)
+    backbone = build_backbone(model, reference.bands, gsd_m=GSD_M)
+    assert largest_difference(maps_of(backbone, pixels), needed) <= LARGEST
 
 
 @pytest.mark.parametrize("name", REFERENCES)
