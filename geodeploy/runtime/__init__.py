@@ -199,11 +199,13 @@ def _takes_openvino(model: Path, spec: ModelSpec, runtime: Runtime, device: Devi
         if not spec.parity:
             log.warning("%s has no parity report: nothing proves what it does in OpenVINO.", model)
         return True
-    if runtime != "auto" or device == "cuda" or "openvino" not in proved:
+    if runtime != "auto" or device == "cuda" or not proved:
         return False
-    if device == "auto" and _is_installed("onnxruntime-gpu"):
+    has_gpu = device == "auto" and _is_installed("onnxruntime-gpu")
+    if has_gpu or platform.machine() not in ("x86_64", "AMD64"):
         return False
-    if platform.machine() not in ("x86_64", "AMD64"):
+    if "openvino" not in proved:
+        log.info("Running %s in ONNX Runtime: its parity report does not cover OpenVINO.", model.name)
         return False
     if find_spec("openvino") is None:
         log.info("OpenVINO would run %s faster: pip install 'geodeploy-eo[cpu]'.", model.name)
