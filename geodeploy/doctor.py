@@ -1,15 +1,16 @@
 """Look at an installation: what is there, what is broken, and how to mend it."""
 
 import platform
-import shutil
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
 
 from pydantic import BaseModel, ConfigDict
 
-from geodeploy.errors import GeodeployError
+from geodeploy.errors import DeviceError, GeodeployError
 from geodeploy.machine import usable_cores
 from geodeploy.runtime.cuda import Cuda
+from geodeploy.runtime.driver import NEWEST, Driver, find_driver, has_gpu, needed_branch
 from geodeploy.train import NEEDED as TRAIN_NEEDS
 
 _PACKAGES = (
@@ -57,9 +58,9 @@ def examine() -> Diagnosis:
     import rasterio
 
     packages = {name: _version(name) for name in _PACKAGES}
-    broken, notes = [], []
-    has_cpu, has_gpu = packages["onnxruntime"], packages["onnxruntime-gpu"]
-    if has_cpu and has_gpu:
+    broken: list[str] = []
+    notes: list[str] = []
+    if packages["onnxruntime"] and packages["onnxruntime-gpu"]:
         broken.append(
             "onnxruntime and onnxruntime-gpu are both installed and overwrite one another's files: "
             "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install 'geodeploy-eo[cpu]' or "
@@ -77,8 +78,7 @@ def examine() -> Diagnosis:
             "An unrelated distribution named `geodeploy` is installed too and overwrites this one: "
             "pip uninstall -y geodeploy, then pip install --force-reinstall geodeploy-eo."
         )
-    if shutil.which("nvidia-smi") and not has_gpu:
-        notes.append("A GPU may be there, but not onnxruntime-gpu: pip install 'geodeploy-eo[gpu]'.")
+    gpu = _look_at_gpu(packages, broken, notes)
     missing = [name for name in TRAIN_NEEDS if find_spec(name) is None]
     if missing and len(missing) < len(TRAIN_NEEDS):
         notes.append(f"train lacks {', '.join(missing)}: pip install 'geodeploy-eo[train]'.")
@@ -90,7 +90,7 @@ def examine() -> Diagnosis:
         packages=packages,
         predict="; ".join(filter(None, (predict, _openvino()))) if predict else "cannot run",
         train="not installed: pip install 'geodeploy-eo[train]'" if missing else "ready",
-        gpu=_gpu(),
+        gpu=gpu,
         broken=tuple(broken),
         notes=tuple(notes),
     )
@@ -118,11 +118,47 @@ def _runtime() -> str | None:
     )
 
 
-def _gpu() -> str:
+def _look_at_gpu(packages: Mapping[str, str | None], broken: list[str], notes: list[str]) -> str:
+    """What there is, in words; what is wrong with it goes to ``broken`` or ``notes``."""
+    for_gpu = packages["onnxruntime-gpu"]
+    try:
+        driver = find_driver()
+    except DeviceError as error:
+        problem = f"{error}. Is NVIDIA's driver loaded, and as old as its tools? A restart often helps."
+        (broken if for_gpu else notes).append(problem)
+        return "nvidia-smi is there and finds none"
+    if driver is None:
+        if has_gpu():
+            notes.append(
+                "An NVIDIA GPU is in this machine and unused, for there is no driver (nvidia-smi): "
+                f"install NVIDIA's, {NEWEST} or newer."
+            )
+        return "no NVIDIA driver found"
+    if not for_gpu:
+        notes.append(
+            f"predict does not use the GPU ({driver}): pip uninstall -y onnxruntime, then pip install "
+            "'geodeploy-eo[gpu]'. The two overwrite one another's files."
+        )
+    if (packages["torch"] or "").endswith("+cpu"):
+        notes.append(
+            f"train does not use the GPU ({driver}): torch {packages['torch']} is built without CUDA. "
+            "Install torch and torchvision for CUDA, as https://pytorch.org/get-started says."
+        )
+    needed = needed_branch(requires("onnxruntime-gpu") or ()) if for_gpu else None
+    if needed and driver.branch < needed[1]:
+        broken.append(
+            f"NVIDIA's driver {driver.version} is too old for CUDA {needed[0]}, which onnxruntime-gpu "
+            f"{for_gpu} is built for: install {needed[1]} or newer. Until then take --device cpu."
+        )
+    return _in_cuda(driver)
+
+
+def _in_cuda(driver: Driver) -> str:
+    """The GPU as CUDA sees it, where cuda-python is installed; else as the driver does."""
     try:
         found = Cuda().describe()
     except GeodeployError:
-        return "an NVIDIA driver is there" if shutil.which("nvidia-smi") else "no NVIDIA driver found"
+        found = str(driver)
     return f"{found}; no GPU path of geodeploy has been tested on a GPU"
 
 
