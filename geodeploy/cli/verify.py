@@ -26,6 +26,10 @@ def verify(
             help="With --bisect, of a value's largest number. [default: that of the release]",
         ),
     ] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(metavar="OUT.png", help="Draw the tile that differs most, and where."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compare an exported model with its RUN, on the real tiles that the RUN keeps."""
@@ -35,6 +39,8 @@ def verify(
 
     if bisect and adapter is not None:
         raise typer.BadParameter("--bisect looks into whole models: leave --adapter out.")
+    if picture is not None and (bisect or adapter is not None):
+        raise typer.BadParameter("--picture is of a whole model: leave --bisect and --adapter out.")
     if tolerance is not None and not bisect:
         raise typer.BadParameter("--tolerance does nothing without --bisect.")
     if bisect:
@@ -46,7 +52,7 @@ def verify(
         if any(item.first_drift for item in found):
             raise typer.Exit(1)
         return
-    report = run_verify(run, model, adapter=adapter)
+    report = run_verify(run, model, adapter=adapter, picture=picture)
     if as_json:
         print_json([report])
     else:

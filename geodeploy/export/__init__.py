@@ -25,7 +25,7 @@ def export(
     """Write the model of ``run``, as ONNX unless told, its description inside, if it does the same.
 
     Beside it go ``<name>.parity.json`` and ``<name>.stac.json``, a STAC item. Outside the tolerances no
-    model is written, only that report, as ``<name>.refused.json``.
+    model is written, only that report, as ``<name>.refused.json``, and a picture of the worst tile.
 
     Args:
         run: A folder that `geodeploy.train` made.
@@ -82,10 +82,17 @@ def export_adapters(
     return export_runs([Path(run) for run in runs], Path(folder), overwrite=overwrite)
 
 
-def verify(run: Path | str, model: Path | str, *, adapter: Path | str | None = None) -> "ParityReport":
+def verify(
+    run: Path | str,
+    model: Path | str,
+    *,
+    adapter: Path | str | None = None,
+    picture: Path | str | None = None,
+) -> "ParityReport":
     """Compare ``model`` with the tuned one in ``run``, on the real tiles that the RUN keeps.
 
-    A base is compared with the ``adapter`` that the RUN became.
+    A base is compared with the ``adapter`` that the RUN became. Of a whole model the tile that differs
+    most is drawn into ``picture``, a PNG, whether it is accepted or not.
 
     Raises:
         ParityError: it lies outside the tolerances; the message says how far, and from which layer on.
@@ -97,7 +104,7 @@ def verify(run: Path | str, model: Path | str, *, adapter: Path | str | None = N
         return verify_adapter(Path(run), Path(model), Path(adapter))
     from geodeploy.export.proof import verify_model
 
-    return verify_model(Path(run), Path(model))
+    return verify_model(Path(run), Path(model), Path(picture) if picture else None)
 
 
 def bisect(run: Path | str, model: Path | str, *, tolerance: float | None = None) -> "list[Bisection]":

@@ -20,9 +20,10 @@ from geodeploy.export.int8 import write_int8
 from geodeploy.export.item import write_model_item
 from geodeploy.export.merge import merge_checked
 from geodeploy.export.options import ExportOptions
-from geodeploy.export.parity import AIM, ParityReport, PutBack, Quantisation, compare
+from geodeploy.export.parity import AIM, ParityReport, PutBack, Quantisation, compare, judging
 from geodeploy.export.program import onnx_program, trace, write_program
-from geodeploy.export.proof import as_told, judging, prove, reference_text
+from geodeploy.export.proof import as_told, prove, reference_text
+from geodeploy.export.worst import draw_worst
 from geodeploy.item import item_path
 from geodeploy.runtime import hold
 from geodeploy.runtime.cuda import Cuda
@@ -74,8 +75,8 @@ def _write_proved(
 ) -> tuple[ModelSpec, ParityReport]:
     """Write the model to ``draft``, report and item beside it, if it does the same as ``tuned``.
 
-    Else only the report is left, as ``<name>.refused.json`` beside ``output``: under a name of its own,
-    for an older model may be there, whose report must stay beside it.
+    Else only the report is left, as ``<name>.refused.json`` beside ``output``, and a picture of the
+    worst tile: under names of their own, for an older model may be there, whose report must stay.
     """
     spec = tuned.spec.model_copy(update={"precision": options.precision})
     if spec.task != "segmentation" and (options.profile or options.precision == "int8"):
@@ -106,10 +107,11 @@ def _write_proved(
         refusal = output.with_suffix(".refused.json")
         parity_path(draft).write_text(report.to_json())
         parity_path(draft).replace(refusal)
+        draw_worst(refusal.with_suffix(".png"), tuned, draft, report)
         drift = f" {report.first_drift}." if report.first_drift else ""
         raise ParityError(
             f"The exported model differs from the tuned one: {report.problem}.{drift} It was not "
-            f"written; {refusal} says more."
+            f"written; {refusal} says more, and the picture beside it shows the worst tile."
         )
     parity_path(draft).write_text(report.to_json())
     parity = Parity(

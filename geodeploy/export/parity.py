@@ -27,6 +27,7 @@ from geodeploy.runtime.openvino import OpenVinoSession
 from geodeploy.scores import Scores, confusion_matrix
 from geodeploy.spec import ModelSpec
 from geodeploy.train.model import TunedModel
+from geodeploy.train.run import RealTiles, Run
 from geodeploy.train.weights import file_sha256
 
 _BATCH = 4
@@ -395,6 +396,12 @@ def logits_of(model: torch.nn.Module | Session, pixels: NDArray[np.float32]) -> 
         else:
             parts.append(model.run(batch))
     return np.concatenate(parts)
+
+
+def judging(tuned: Run, model: Path) -> RealTiles:
+    """The tiles of ``tuned`` that ``model`` is judged by: none that its ranges are taken from."""
+    is_int8 = model.suffix != ".pt2" and read_onnx(model).spec.precision == "int8"
+    return tuned.tiles.every_other(1) if is_int8 else tuned.tiles
 
 
 def report_on(

@@ -15,20 +15,24 @@ from geodeploy.export.parity import (
     OtherRuntime,
     ParityReport,
     as_on_gpu,
+    judging,
     logits_of,
     report_on,
     tolerance,
 )
+from geodeploy.export.worst import draw_worst
 from geodeploy.runtime.graph import OnnxFile, read_onnx
 from geodeploy.runtime.reference import Reference, pixels_to_keep, thinned
 from geodeploy.spec import REFERENCE_KEY, ModelSpec
-from geodeploy.train.run import RealTiles, Run, load_run
+from geodeploy.train.run import Run, load_run
 
 
-def verify_model(run: Path, model: Path) -> ParityReport:
+def verify_model(run: Path, model: Path, picture: Path | None) -> ParityReport:
     """See `geodeploy.export.verify`."""
     tuned = load_run(run)
     report = prove(tuned, merge(tuned.model), model)
+    if picture:
+        draw_worst(picture, tuned, model, report)
     proved: tuple[str, ...] = ()
     if model.suffix != ".pt2" and (parity := read_onnx(model).spec.parity):
         proved = parity.runtimes
@@ -96,12 +100,6 @@ def prove(
         for item in failed
     }
     return _told(report, drifts)
-
-
-def judging(tuned: Run, model: Path) -> RealTiles:
-    """The tiles of ``tuned`` that ``model`` is judged by: none that its ranges are taken from."""
-    is_int8 = model.suffix != ".pt2" and read_onnx(model).spec.precision == "int8"
-    return tuned.tiles.every_other(1) if is_int8 else tuned.tiles
 
 
 def reference_text(tuned: Run) -> dict[str, str]:

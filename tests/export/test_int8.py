@@ -10,6 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from matplotlib.image import imread
 from onnx import TensorProto, helper, numpy_helper
 
 from geodeploy.errors import ParityError, RecipeError
@@ -135,7 +136,7 @@ def test_products_are_int8_and_input_output_and_logits_layer_float32(
 
 
 def test_it_is_judged_by_tiles_that_its_ranges_were_not_taken_from(
-    exported: tuple[Path, Path],
+    exported: tuple[Path, Path], tmp_path: Path
 ) -> None:
     run = load_run(exported[0])
     report = json.loads(exported[1].with_suffix(".parity.json").read_bytes())
@@ -145,7 +146,9 @@ def test_it_is_judged_by_tiles_that_its_ranges_were_not_taken_from(
     assert report["exported"]["argmax_agreement"] >= report["tolerances"]["argmax_agreement"] == 0.99
     assert report["exported"]["relative_diff"] > 1e-4
     assert abs(sum(report["exported"]["iou_change"].values()) / 3) <= 5e-3
-    assert verify(*exported).released
+    picture = tmp_path / "worst.png"
+    assert verify(*exported, picture=picture).released
+    assert np.ptp(imread(picture)) > 0.5
     tiles = run.tiles.every_other(1).pixels
     with torch.inference_mode():
         judge = run.model(torch.from_numpy(tiles)).numpy().argmax(axis=1)
