@@ -469,6 +469,7 @@ def test_data_check_counts_what_tables_and_rasters_say(folder: Path) -> None:
         ("training.mse=0.5", 'training.mse is for task "regression"'),
         ("distillation.weight=1.0", "distillation is for"),
         ("model.decoder=unet", 'model.decoder: "multilabel" has one linear layer .* found "unet"'),
+        ("method.name=vit_adapter", "linear does not join ViT-Adapter's maps .*; take another method"),
         ("task=segmentation", 'data.presence is for task "multilabel", and this is "segmentation"'),
         ("training.class_weights=[1, 2]", "class_weights has 2 numbers for 3 classes"),
         ("data.presence.share=0", "data.presence.share must be greater than 0"),

@@ -34,7 +34,7 @@ from geodeploy.export.program import to_onnx
 from geodeploy.item import item_path
 from geodeploy.runtime.adapter import DECODER, DESCRIPTION, SUFFIX, Adapter, Base, write_adapter
 from geodeploy.spec import BASE_KEY, Backbone, BaseSpec, ModelSpec, Parity
-from geodeploy.train.method_options import PATCHES, Full
+from geodeploy.train.method_options import PATCHES
 from geodeploy.train.model import TunedModel, in_units
 from geodeploy.train.run import Run, load_run, load_start
 from geodeploy.writer import check_new_folder, check_output
@@ -258,7 +258,7 @@ def _read_task(path: Path, first: Run, start: nn.Module) -> _Task:
 
 
 def _check_same_backbone(run: Run, first: Run, start: nn.Module) -> None:
-    if isinstance(run.recipe.method, Full):
+    if run.recipe.method.tunes_all:
         raise RecipeError(
             f"{run.path}: all of the backbone was tuned, so that there is no base to share. Export it "
             "by itself."

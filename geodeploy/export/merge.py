@@ -11,6 +11,7 @@ from peft import PeftModel
 from geodeploy.errors import ParityError
 from geodeploy.export.parity import compare, logits_of, tolerance
 from geodeploy.spec import ModelSpec
+from geodeploy.train.adapters import merge_lora
 from geodeploy.train.model import TunedModel
 from geodeploy.train.qkv import fuse_qkv
 from geodeploy.train.scaled import merge_scales
@@ -19,18 +20,19 @@ from geodeploy.train.scaled import merge_scales
 def merge(model: TunedModel, *, dtype: torch.dtype = torch.float32) -> TunedModel:
     """A copy of ``model`` without adapters or scales, its weights changed by what those did.
 
-    Prompts stay: they are constants of the network.
+    Prompts stay: they are constants of the network. So does what stands beside it, as in ViT-Adapter.
 
     ``model`` itself stays as it is: merging in place would lose the adapter if anything failed after.
     """
     merged = deepcopy(model).to(dtype).eval()
-    if isinstance(merged.backbone, PeftModel):
-        try:
+    try:
+        if isinstance(merged.backbone, PeftModel):
             merged.backbone = merged.backbone.merge_and_unload(safe_merge=True)
-        except ValueError as error:  # NaN in the product of the adapter's matrices
-            raise ParityError(
-                f"The adapter cannot be merged ({error}). Was the training stable? Look at curves.png."
-            ) from error
+        merge_lora(merged.backbone)
+    except ValueError as error:  # NaN in the product of the adapter's matrices
+        raise ParityError(
+            f"The adapter cannot be merged ({error}). Was the training stable? Look at curves.png."
+        ) from error
     merge_scales(merged.backbone)
     fuse_qkv(merged.backbone)
     for parameter in merged.parameters():

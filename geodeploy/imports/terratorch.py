@@ -113,7 +113,7 @@ def _load_backbone(recipe: Recipe, weights: TrainedWeights, source: Path) -> Bac
     tensors = dict(weights.encoder)
     if isinstance(encoder, Prithvi) and "pos_embed" in tensors:
         side = encoder.patch_embed.grid_size[0]
-        tensors["pos_embed"] = resample(tensors["pos_embed"], encoder.dates, side)
+        tensors["pos_embed"] = resample(tensors["pos_embed"], encoder.stacks, side)
     if not isinstance(encoder, Prithvi) and hasattr(encoder, "norm"):
         # TerraTorch leaves out the normalisation at the end, and so does its decoder here.
         tensors |= {f"norm.{name}": value for name, value in encoder.norm.state_dict().items()}

@@ -10,12 +10,13 @@ from typing import Any
 
 import peft
 import torch
+from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.eva import initialize_lora_eva_weights
 from torch import Tensor, nn
 
 from geodeploy.errors import RecipeError, first_line
 from geodeploy.train.backbone import Backbone
-from geodeploy.train.method_options import PATCHES, AdaLora, Adapter, Eva, Ia3, Method
+from geodeploy.train.method_options import PATCHES, AdaLora, Adapter, Eva, Ia3, Lora, Method
 from geodeploy.train.qkv import FUSED, PARTS, fuse_qkv, split_qkv
 
 _IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")
@@ -75,6 +76,27 @@ def wrap(backbone: Backbone, method: Adapter) -> nn.Module:
             f"({first_line(error)})."
         ) from error
     return wrapped
+
+
+def inject_lora(vit: nn.Module, r: int) -> None:
+    """Put LoRA of rank ``r`` into the layers of ``vit`` that it adapts by default; train it alone."""
+    method = Lora(r=r, alpha=r)
+    settings = method.options() | {"target_modules": layer_pattern(vit, method.targets)}
+    del settings["targets"]
+    with quiet():
+        peft.inject_adapter_in_model(peft.LoraConfig(**settings), vit)
+
+
+def merge_lora(module: nn.Module) -> None:
+    """Put a plain layer in place of each that `inject_lora` made.
+
+    Raises:
+        ValueError: there is NaN in the product of the adapter's matrices.
+    """
+    for name, layer in list(module.named_modules()):
+        if isinstance(layer, LoraLayer):
+            layer.merge(safe_merge=True)
+            module.set_submodule(name, layer.get_base_layer())
 
 
 def layer_pattern(vit: nn.Module, targets: tuple[str, ...], *, patches: str | None = None) -> str:

@@ -6,7 +6,7 @@ registry, and `NOT_OFFERED` says why the rest of that registry is left out.
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -17,6 +17,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    model_validator,
 )
 
 PATCHES = "patch_embed.proj"
@@ -60,6 +61,11 @@ class _Method(Table):
     """For people."""
 
     name: str
+
+    @property
+    def tunes_all(self) -> bool:
+        """Whether all of the backbone is trained."""
+        return False
 
     def options(self) -> dict[str, Any]:
         """All but the name, under peft's names where it has them."""
@@ -452,6 +458,34 @@ class Vpt(_Method):
     dropout: Fraction = 0.1
 
 
+class VitAdapter(_Method):
+    """A convolutional pyramid beside the transformer, joined by deformable attention (2205.08534)."""
+
+    title = "ViT-Adapter"
+    name: Literal["vit_adapter"] = "vit_adapter"
+    points: PositiveInt = 4
+    """That each head looks at in each map."""
+    channels: PositiveInt = 64
+    """Of the pyramid at a quarter of the tile's resolution; twice and four times as many below."""
+    value_ratio: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Width of what is looked up over that of a token. The paper's code takes a half from ViT-B on."""
+    lora_r: NonNegativeInt = 0
+    """Rank of LoRA in the transformer, on ``attn.qkv``, ``mlp.fc1`` and ``mlp.fc2``; 0 for none."""
+    full: bool = False
+    """Whether all of the transformer is tuned."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.full and self.lora_r:
+            raise ValueError(f"lora_r = {self.lora_r} leaves frozen what full = true tunes; take one")
+        return self
+
+    @property
+    def tunes_all(self) -> bool:
+        """Whether all of the transformer is trained."""
+        return self.full
+
+
 class BitFit(_Method):
     """All biases."""
 
@@ -481,12 +515,17 @@ class Full(_Method):
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Each layer's learning rate is that of the layer above times this; the last keeps ``lr``."""
 
+    @property
+    def tunes_all(self) -> bool:
+        """It is."""
+        return True
+
 
 _Any = (
     Lora | RsLora | Dora | Pissa | Olora | Eva | AdaLora | Ia3 | Vera | Pvera | Loha | Lokr | Oft
     | Boft | Hra | Road | FourierFt | WaveFt | Miss | RandLora | Beft | C3a | Deft | DeLora | Glora
     | GraLora | Hira | Peanut | Shira | SuperTuning | TinyLora | UniLora | VbLora | Ssl | Ssb | Vpt
-    | BitFit | LayerNorm | Linear | Full
+    | VitAdapter | BitFit | LayerNorm | Linear | Full
 )  # fmt: skip
 
 METHODS: dict[str, type[_Method]] = {

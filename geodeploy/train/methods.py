@@ -8,22 +8,23 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from geodeploy.errors import RecipeError
-from geodeploy.train.adapters import layer_pattern, wrap
-from geodeploy.train.backbone import Backbone
+from geodeploy.train.adapters import inject_lora, layer_pattern, wrap
+from geodeploy.train.backbone import Backbone, Taps
 from geodeploy.train.backbones.timm_models import TRANSFORMERS
 from geodeploy.train.method_options import (
     Adapter,
     BitFit,
-    Full,
     LayerNorm,
     Method,
     Ssb,
     Ssl,
+    VitAdapter,
     Vpt,
 )
 from geodeploy.train.prompts import add_prompts
 from geodeploy.train.qkv import split_qkv
 from geodeploy.train.scaled import scale_layers
+from geodeploy.train.vit_adapter import AdaptedVit
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,24 +63,26 @@ def count_parameters(backbone: nn.Module, decoder: nn.Module) -> ParameterCounts
 def apply_method(backbone: Backbone, method: Method) -> nn.Module:
     """The backbone with just those parameters trainable that ``method`` trains.
 
-    For an `Adapter` that is a `peft.PeftModel` around the timm model; otherwise the timm model itself,
-    with prompts or scales put into it where the method has some.
+    For an `Adapter` that is a `peft.PeftModel` around the timm model, for `VitAdapter` an `AdaptedVit`;
+    otherwise the timm model itself, with prompts or scales put into it where the method has some.
 
     Raises:
         RecipeError: the method does not fit the network.
     """
     encoder: Any = backbone.encoder
-    fits = VisionTransformer if isinstance(method, Vpt) else TRANSFORMERS
-    if isinstance(method, Adapter | Ssl | Vpt) and not isinstance(encoder, fits):
-        raise RecipeError(
-            f"method.name: {method.name} needs a vision transformer; take full or linear for a "
-            "convolutional one."
+    fits = VisionTransformer if isinstance(method, VitAdapter | Vpt) else TRANSFORMERS
+    if isinstance(method, Adapter | Ssl | VitAdapter | Vpt) and not isinstance(encoder, fits):
+        other = (
+            "lora or full for one of rotary positions"
+            if isinstance(encoder, TRANSFORMERS)
+            else "full or linear for a convolutional one"
         )
+        raise RecipeError(f"method.name: {method.name} needs a vision transformer; take {other}.")
     if isinstance(method, Adapter | Ssl):
         split_qkv(encoder, method.targets)
     if isinstance(method, Adapter):
         return wrap(backbone, method)
-    encoder.requires_grad_(isinstance(method, Full))
+    encoder.requires_grad_(method.tunes_all)
     if isinstance(method, Vpt):
         add_prompts(encoder, method.tokens, deep=method.deep, dropout=method.dropout)
     elif isinstance(method, Ssl):
@@ -89,10 +92,24 @@ def apply_method(backbone: Backbone, method: Method) -> nn.Module:
         _train_biases(encoder)
     elif isinstance(method, LayerNorm):
         _train_norms(encoder)
+    elif isinstance(method, VitAdapter) and method.lora_r:
+        inject_lora(encoder, method.lora_r)
     if backbone.new_patches:
         encoder.get_submodule(backbone.first).requires_grad_(True)
     tuned: nn.Module = encoder
+    if isinstance(method, VitAdapter):
+        tuned = AdaptedVit(
+            encoder,
+            points=method.points,
+            channels=method.channels,
+            value_ratio=method.value_ratio,
+        )
     return tuned
+
+
+def taps_of(tuned: nn.Module, backbone: Backbone) -> Taps:
+    """Where a decoder taps ``tuned``, which a method made of ``backbone``."""
+    return tuned.taps() if isinstance(tuned, AdaptedVit) else backbone.taps
 
 
 def _train_biases(encoder: nn.Module) -> None:

@@ -21,7 +21,8 @@ from geodeploy.train.decoder import (
     UnetDecoder,
 )
 from geodeploy.train.dpt import DptDecoder
-from geodeploy.train.methods import ParameterCounts, apply_method, count_parameters
+from geodeploy.train.method_options import VitAdapter
+from geodeploy.train.methods import ParameterCounts, apply_method, count_parameters, taps_of
 from geodeploy.train.recipe import Recipe
 from geodeploy.train.terratorch import TerraTorchDecoder
 from geodeploy.train.upernet import UperDecoder
@@ -145,10 +146,12 @@ def assemble(
     """
     if recipe.training.checkpointing:
         _recompute_blocks(backbone.encoder)
+    tuned = apply_method(backbone, recipe.method)
+    taps = taps_of(tuned, backbone)
     return TunedModel(
-        apply_method(backbone, recipe.method),
-        build_decoder(recipe, backbone.taps),
-        taps=backbone.taps,
+        tuned,
+        build_decoder(recipe, taps),
+        taps=taps,
         mean=mean,
         std=std,
         scaling=recipe.model.scaling,
@@ -193,8 +196,10 @@ def _build_unet(recipe: Recipe, taps: Taps) -> nn.Module:
     channels, found = model.decoder_channels, len(model.decoder_channels)
     if taps.pyramid:
         if found != len(taps.widths) - 1:
+            adapted = isinstance(recipe.method, VitAdapter)
+            source = recipe.method.title if adapted else model.backbone
             raise RecipeError(
-                f"model.decoder_channels: {model.backbone} has {len(taps.widths)} levels, the decoder "
+                f"model.decoder_channels: {source} has {len(taps.widths)} levels, the decoder "
                 f"needs a number for each but the coarsest; found {found}."
             )
         return PyramidDecoder(taps.widths, classes, taps.strides[0], channels=channels)

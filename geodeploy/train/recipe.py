@@ -24,7 +24,7 @@ from pydantic import (
 from geodeploy.bands import WAVELENGTH_UM
 from geodeploy.errors import RecipeError
 from geodeploy.spec import Presence, Range, SegmentationClass, Target, Task
-from geodeploy.train.method_options import Lora, Method, keep_known
+from geodeploy.train.method_options import Lora, Method, VitAdapter, keep_known
 from geodeploy.train.method_options import Table as _Table
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -42,6 +42,8 @@ HUB = "hf://"
 """What ``model.weights`` on the Hugging Face hub begin with."""
 _OF_ONE_WIDTH = ("upernet", "dpt")
 """Decoders with the same number of channels in all levels."""
+_OF_A_PYRAMID = ("unet", *_OF_ONE_WIDTH)
+"""Decoders that join maps of several resolutions."""
 
 
 _OF_TASK: dict[Task, tuple[str, ...]] = {
@@ -607,6 +609,17 @@ class Recipe(_Table):
             raise ValueError(
                 "augmentation.zoom must begin with 1 or more where labels are a table: a part of a "
                 "chip need not show all that the chip shows"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _pyramid_is_joined(self) -> Self:
+        if isinstance(self.method, VitAdapter) and self.model.decoder not in _OF_A_PYRAMID:
+            # A task of whole tiles has no other decoder.
+            mend = "another method" if self.task == "multilabel" else ", ".join(_OF_A_PYRAMID)
+            raise ValueError(
+                f"model.decoder: {self.model.decoder} does not join ViT-Adapter's maps of four "
+                f"resolutions; take {mend}"
             )
         return self
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from geodeploy.errors import ModelError, OutputError, first_line
 from geodeploy.labels import IGNORED
@@ -24,8 +25,8 @@ from geodeploy.spec import NODATA, ModelSpec
 from geodeploy.train.adapters import quiet
 from geodeploy.train.backbone import Backbone, build_backbone
 from geodeploy.train.data import LabelledTile
-from geodeploy.train.method_options import AdaLora, Adapter, Full
-from geodeploy.train.methods import apply_method
+from geodeploy.train.method_options import AdaLora, Adapter
+from geodeploy.train.methods import apply_method, taps_of
 from geodeploy.train.model import TunedModel, build_decoder
 from geodeploy.train.qkv import split_qkv
 from geodeploy.train.recipe import IMPORTED, Recipe, load_recipe, recipe_text
@@ -103,9 +104,7 @@ def save_weights(folder: Path, model: TunedModel, recipe: Recipe, start: Mapping
     elif _is_complete(recipe):
         backbone = model.backbone.state_dict()
     else:
-        backbone = {
-            name: value for name, value in model.backbone.named_parameters() if value.requires_grad
-        }
+        backbone = _tuned_tensors(model.backbone)
     if backbone:
         save_file(_plain(backbone), folder / BACKBONE)
     head = {
@@ -159,10 +158,11 @@ def load_run(path: Path) -> Run:
     _check_same_task(path, spec, recipe)
     backbone = _build_backbone(spec, recipe)
     tuned, files = _read_tuned(path, backbone, recipe)
+    taps = taps_of(tuned, backbone)
     model = TunedModel(
         tuned,
-        build_decoder(recipe, backbone.taps),
-        taps=backbone.taps,
+        build_decoder(recipe, taps),
+        taps=taps,
         mean=[band.mean for band in spec.planes],
         std=[band.std for band in spec.planes],
         scaling=spec.scaling,
@@ -225,7 +225,18 @@ def _check_same_task(path: Path, spec: ModelSpec, recipe: Recipe) -> None:
 
 def _is_complete(recipe: Recipe) -> bool:
     """Whether the RUN holds the whole backbone, so that its first weights are needed no more."""
-    return recipe.model.weights in ("random", IMPORTED) or isinstance(recipe.method, Full)
+    return recipe.model.weights in ("random", IMPORTED) or recipe.method.tunes_all
+
+
+def _tuned_tensors(backbone: nn.Module) -> dict[str, Tensor]:
+    """What a method trains in ``backbone``: parameters, and statistics of normalisations it trains."""
+    tensors: dict[str, Tensor] = {
+        name: value for name, value in backbone.named_parameters() if value.requires_grad
+    }
+    for place, module in backbone.named_modules():
+        if isinstance(module, _BatchNorm) and module.affine and module.weight.requires_grad:
+            tensors |= {f"{place}.{name}": value for name, value in module.named_buffers()}
+    return tensors
 
 
 def _build_backbone(spec: ModelSpec, recipe: Recipe) -> Backbone:
@@ -243,10 +254,7 @@ def _read_tuned(path: Path, backbone: Backbone, recipe: Recipe) -> tuple[nn.Modu
         split_qkv(backbone.encoder, recipe.method.targets)
         return _read_adapter(path, backbone.encoder), [ADAPTER, ADAPTER_CONFIG, *files]
     tuned = apply_method(backbone, recipe.method)
-    if _is_complete(recipe):
-        needed = set(tuned.state_dict())
-    else:
-        needed = {name for name, value in tuned.named_parameters() if value.requires_grad}
+    needed = set(tuned.state_dict() if _is_complete(recipe) else _tuned_tensors(tuned))
     return tuned, _read_backbone(path, tuned, needed)
 
 

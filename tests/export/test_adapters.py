@@ -184,6 +184,7 @@ def test_vectors_and_parts_of_the_attention_travel_in_an_adapter_too(
         (("method.name=full",), "no base to share"),
         (("method.name=ia3",), "matrix of rank .* Export it by itself"),
         (("method.name=vpt", "method.tokens=2"), "adds tokens or layers"),
+        (("method.name=vit_adapter", "model.decoder_channels=[8, 8, 8]"), "adds tokens or layers"),
         (("model.tile=64",), "no common base: tile is 64 in one and 32"),
     ],
 )

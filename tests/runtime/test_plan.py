@@ -14,9 +14,13 @@ from typing import Any
 import onnx
 import pytest
 from onnx import helper
+from torch import Tensor, nn
 
 from geodeploy.export import export
 from geodeploy.export.options import ExportOptions
+from geodeploy.export.program import onnx_program
+from geodeploy.spec import METADATA_KEY, ModelSpec
+from geodeploy.train.deformable import DeformableAttention
 
 MakeModel = Callable[..., Any]
 BUILD = """
@@ -78,3 +82,26 @@ def test_a_graph_that_tensorrt_does_not_know_is_told_in_one_line(
     assert "unknown.onnx: tensorrt_rtx" in error
     assert "cannot build it (" in error
     assert "\n" not in error
+
+
+class Look(nn.Module):
+    """Deformable attention of each pixel to all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = DeformableAttention(6, heads=2, points=2, value_ratio=1, of=[8], to=[8])
+
+    def forward(self, pixels_BCHW: Tensor) -> Tensor:
+        tokens = pixels_BCHW.flatten(2).transpose(1, 2)
+        return self.attention(tokens, tokens).transpose(1, 2).unflatten(-1, (8, 8))
+
+
+def test_deformable_attention_is_built(make_spec: Callable[..., ModelSpec], tmp_path: Path) -> None:
+    spec = make_spec(values=range(6), tile=8, overlap=2)
+    model = onnx_program(Look(), spec).model_proto
+    helper.set_model_props(model, {METADATA_KEY: spec.to_json()})
+    onnx.save(model, tmp_path / "look.onnx")
+    assert "GridSample" in {node.op_type for node in model.graph.node}
+    ((_, size, error),) = build(tmp_path / "look.onnx")
+    assert error is None
+    assert size > 1000

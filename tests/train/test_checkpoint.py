@@ -60,6 +60,7 @@ class StoppedError(Exception):
         ("method.name=lora", "method.dropout=0.2"),  # draws from PyTorch's generator
         ("method.name=adalora", "method.init_r=6", "method.target_r=3"),
         ("method.name=pissa", "training.accumulate=2"),
+        ("method.name=vit_adapter", "method.channels=4", "model.decoder_channels=[8, 8, 8]"),
     ],
     ids=lambda method: method[0],
 )

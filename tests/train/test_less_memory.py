@@ -57,7 +57,13 @@ def test_a_step_over_two_batches_is_one_over_a_batch_of_twice_the_size(recipe_fi
 
 
 @pytest.mark.parametrize(
-    "method", [["method.name=full"], ["method.dropout=0.2"], ["method.name=vpt", "method.tokens=3"]]
+    "method",
+    [
+        ["method.name=full"],
+        ["method.dropout=0.2"],
+        ["method.name=vpt", "method.tokens=3"],
+        ["method.name=vit_adapter", "model.decoder_channels=[8, 8, 8]"],
+    ],
 )
 def test_blocks_computed_again_give_the_same_gradients(recipe_file: Path, method: list[str]) -> None:
     loss, needed, once = first_step(load_recipe(recipe_file, method))

@@ -23,7 +23,7 @@ class GroupedViT(StackedViT):
 
     def __init__(self, options: dict[str, Any], *, groups: int) -> None:
         super().__init__(**options)
-        self.groups = groups
+        self.stacks = groups
         self.patch_embed = PatchEmbed(
             options["img_size"],
             options["patch_size"],
@@ -35,7 +35,7 @@ class GroupedViT(StackedViT):
         """Group after group."""
         patches: Tensor = self.patch_embed(pixels_BCHW)
         count, width = patches.shape[1], self.embed_dim
-        return patches.reshape(-1, count, self.groups, width).swapaxes(1, 2).flatten(1, 2)
+        return patches.reshape(-1, count, self.stacks, width).swapaxes(1, 2).flatten(1, 2)
 
     def join(self, stacks_BSDHW: Tensor) -> Tensor:
         """Their mean."""

@@ -49,7 +49,7 @@ class Prithvi(StackedViT):
 
     def __init__(self, options: dict[str, Any], *, dates: int) -> None:
         super().__init__(**options, norm_layer=partial(nn.LayerNorm, eps=1e-5))
-        self.dates = dates
+        self.stacks = dates
         patch: int = options["patch_size"]
         native = positions(dates, _TILE // patch, self.embed_dim)
         fix_positions(self, resample(native, dates, options["img_size"] // patch))

@@ -17,6 +17,8 @@ class StackedViT(VisionTransformer):
 
     pos_embed: Tensor  # type: ignore[assignment]
     """(1, N, D), of the prefix and of each stack's patches; not trained."""
+    stacks: int
+    """Tokens at each place."""
 
     def cut(self, pixels_BCHW: Tensor) -> Tensor:
         """(B, S H W, D), the patches of all stacks, one stack after the other."""
