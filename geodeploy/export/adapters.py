@@ -34,7 +34,7 @@ from geodeploy.export.program import to_onnx
 from geodeploy.item import item_path
 from geodeploy.runtime.adapter import DECODER, DESCRIPTION, SUFFIX, Adapter, Base, write_adapter
 from geodeploy.spec import BASE_KEY, Backbone, BaseSpec, ModelSpec, Parity
-from geodeploy.train.method_options import PATCHES
+from geodeploy.train.method_options import PATCHES, VitAdapter, Vpt
 from geodeploy.train.model import TunedModel, in_units
 from geodeploy.train.run import Run, load_run, load_start
 from geodeploy.writer import check_new_folder, check_output
@@ -54,6 +54,7 @@ def export_runs(runs: Sequence[Path], folder: Path, *, overwrite: bool) -> list[
     """See `geodeploy.export.export_adapters`."""
     places = _places(runs, folder, overwrite=overwrite)
     first = load_run(runs[0])
+    _check_shares(first)
     if not isinstance(start := load_start(first), VisionTransformer):
         raise RecipeError(
             f"{runs[0]}: adapters share the blocks of a vision transformer, and {type(start).__name__} "
@@ -231,11 +232,6 @@ def _read_task(path: Path, first: Run, start: nn.Module) -> _Task:
         for name, value in merged.items()
         if name.startswith(_BACKBONE)
     }
-    if before.keys() != after.keys():
-        raise RecipeError(
-            f"{path}: {run.recipe.method.title} adds tokens or layers, for which a base has no room. "
-            "Export it by itself."
-        )
     layers = {f"{name}.weight" for name in _linear_layers(start)}
     tensors = {name: merged[name] for name in _OF_A_TASK}
     changed = {}
@@ -257,12 +253,23 @@ def _read_task(path: Path, first: Run, start: nn.Module) -> _Task:
     return _Task(run, tensors, changed)
 
 
-def _check_same_backbone(run: Run, first: Run, start: nn.Module) -> None:
-    if run.recipe.method.tunes_all:
+def _check_shares(run: Run) -> None:
+    """Before its start is asked for, which a RUN of such a method may not hold."""
+    method = run.recipe.method
+    if method.tunes_all:
         raise RecipeError(
             f"{run.path}: all of the backbone was tuned, so that there is no base to share. Export it "
             "by itself."
         )
+    if isinstance(method, VitAdapter | Vpt):
+        raise RecipeError(
+            f"{run.path}: {method.title} adds tokens or layers, for which a base has no room. "
+            "Export it by itself."
+        )
+
+
+def _check_same_backbone(run: Run, first: Run, start: nn.Module) -> None:
+    _check_shares(run)
     if run is first:
         return
     for what, mine, other in (
