@@ -51,7 +51,7 @@ class _Frozen(BaseModel):
 
 
 Layout = Literal["NCHW", "NHWC", "NCTHW"]
-Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-tensorrt"]
 
 
 class Band(_Frozen):

@@ -46,7 +46,8 @@ def export(
         typer.Option(
             "--precision",
             metavar="NAME",
-            help="fp32, for GPUs fp16 or bf16, or for CPUs int8; input and output stay float32. "
+            help="fp32, for GPUs fp16, bf16 or int8-tensorrt, or for CPUs int8; input and output stay "
+            "float32. "
             "[default: fp32]",
         ),
     ] = None,

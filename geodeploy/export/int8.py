@@ -1,9 +1,11 @@
-"""int8 in a graph, for CPUs: products of whole numbers, and all else in float32.
+"""int8 in a graph: products of whole numbers, and all else in float32.
 
 Static quantisation after training, written as pairs of QuantizeLinear and DequantizeLinear, of which
-ONNX Runtime and OpenVINO make arithmetic of whole numbers. Weights are symmetric, with a scale for each
-output channel; what they are multiplied with is unsigned, with one scale, found on real tiles. The
-layers that lose most by it are put back to float32, as many as it takes; that of the logits never left.
+runtimes make arithmetic of whole numbers. Weights are symmetric, with a scale for each output channel;
+what they are multiplied with has one scale, found on real tiles. It is unsigned for ONNX Runtime and
+OpenVINO on CPUs, and signed, with 0 for 0, for TensorRT, which has no other; there biases are float32.
+The layers that lose most by it are put back to float32, as many as it takes; that of the logits never
+left.
 """
 
 from collections import defaultdict
@@ -23,6 +25,9 @@ from geodeploy.export.steps import Range, steps_of, weights_in_int8
 from geodeploy.export.values import values_of
 from geodeploy.runtime.graph import to_graph
 from geodeploy.spec import ModelSpec
+
+INT8 = ("int8", "int8-tensorrt")
+"""The precisions that are written here."""
 
 _PRODUCTS = {"Conv", "Gemm", "MatMul"}
 _TOKENS = {"Flatten", "Reshape", "Transpose"}
@@ -59,20 +64,21 @@ def write_int8(path: Path, spec: ModelSpec, pixels: NDArray[np.float32], holds: 
     Ranges are taken from ``pixels`` (N, C, tile, tile), real tiles in the spec's units; on them it is
     also seen which layers have to stay float32.
     """
-    model = onnx.load(path)
+    model, signed = onnx.load(path), spec.precision == "int8-tensorrt"
     tiles = to_graph(pixels, spec, 1)
     layers = layers_of(model)
-    ranges, expected = calibrate(model, layers, tiles)
+    ranges, expected = calibrate(model, layers, tiles, signed=signed)
 
     def made(without: Collection[Layer]) -> onnx.ModelProto:
-        return quantise(model, [layer for layer in layers if layer not in without], ranges)
+        taken = [layer for layer in layers if layer not in without]
+        return quantise(model, taken, ranges, signed=signed)
 
     def good(without: Collection[Layer]) -> bool:
         return holds(expected, _outputs(made(without), tiles))
 
     kept: list[Layer] = []
     if not good(kept):
-        layers = _measured(model, layers, ranges, tiles)
+        layers = _measured(_Writer(model, ranges, signed=signed), layers, tiles)
         worst = sorted(layers, key=lambda layer: layer.drift or 0.0, reverse=True)
         kept = worst[: _fewest(len(worst), lambda number: good(worst[:number]))]
     onnx.save(made(kept), path)
@@ -97,13 +103,13 @@ def layers_of(model: onnx.ModelProto) -> list[Layer]:
 
 
 def quantise(
-    model: onnx.ModelProto, layers: Sequence[Layer], ranges: Mapping[str, Range]
+    model: onnx.ModelProto, layers: Sequence[Layer], ranges: Mapping[str, Range], *, signed: bool
 ) -> onnx.ModelProto:
     """A copy of ``model`` with ``layers`` in int8."""
     users = _users(model.graph)
     taken = {layer.output for layer in layers}
     left = {layer.output for layer in layers_of(model)} - taken
-    writer = _Writer(model, ranges)
+    writer = _Writer(model, ranges, signed=signed)
     ends = {_end(node, users) for node in model.graph.node if node.output[0] in taken}
     ends -= {node.input[0] for node in model.graph.node if node.output[0] in left}  # to help those
     rounded: dict[str, str] = {}
@@ -121,10 +127,11 @@ def quantise(
 class _Writer:
     """A graph on its way to int8."""
 
-    def __init__(self, model: onnx.ModelProto, ranges: Mapping[str, Range]) -> None:
+    def __init__(self, model: onnx.ModelProto, ranges: Mapping[str, Range], *, signed: bool) -> None:
         self.model = onnx.ModelProto()
         self.model.CopyFrom(model)
         self.ranges = ranges
+        self.signed = signed
         self.weights = {tensor.name: tensor for tensor in model.graph.initializer}
         self.nodes: list[NodeProto] = []
         self.made: dict[str, str] = {}
@@ -132,11 +139,10 @@ class _Writer:
     def rounded(self, name: str) -> str:
         """The name under which ``name`` is found rounded to one of 256 numbers."""
         if name not in self.made:
-            low, high = self.ranges[name]
-            step, zero = steps_of(low, high)
+            step, zero = steps_of(*self.ranges[name], signed=self.signed)
             self._add(f"{name}.step", np.array(step, np.float32))
-            self._add(f"{name}.zero", np.array(zero, np.uint8))
-            given, self.made[name] = f"{name}.uint8", f"{name}.rounded"
+            self._add(f"{name}.zero", np.array(zero))
+            given, self.made[name] = f"{name}.{zero.dtype}", f"{name}.rounded"
             for kind, taken, made in (
                 ("QuantizeLinear", name, given),
                 ("DequantizeLinear", given, self.made[name]),
@@ -149,9 +155,9 @@ class _Writer:
         """``node`` with inputs that were rounded before."""
         made, axis = _copy(node), _channel_axis(node)
         values = numpy_helper.to_array(self.weights[node.input[1]])
-        step, _ = steps_of(*self.ranges[node.input[0]])
+        step, _ = steps_of(*self.ranges[node.input[0]], signed=self.signed)
         bias = None
-        if len(node.input) > 2 and node.input[2]:
+        if len(node.input) > 2 and node.input[2] and not self.signed:
             bias = numpy_helper.to_array(self.weights[node.input[2]]).astype(np.float64)
         whole, steps = weights_in_int8(values, axis, bias, float(step))
         made.input[0] = self.rounded(node.input[0])
@@ -186,7 +192,7 @@ class _Writer:
 
 
 def calibrate(
-    model: onnx.ModelProto, layers: Sequence[Layer], tiles: Tiles
+    model: onnx.ModelProto, layers: Sequence[Layer], tiles: Tiles, *, signed: bool
 ) -> tuple[dict[str, Range], NDArray[np.float32]]:
     """The ranges of what ``layers`` take and give, and the outputs; norms of ``model`` are smoothed."""
     graph, users = model.graph, _users(model.graph)
@@ -209,25 +215,22 @@ def calibrate(
             else:
                 reached[name] += [float(found[name].min()), float(found[name].max())]
     for name, taking in norms.items():
-        smoothed = smooth(graph, nodes[name], taking, np.concatenate(tokens[name]))
+        smoothed = smooth(graph, nodes[name], taking, np.concatenate(tokens[name]), signed=signed)
         reached[taking[0].input[0]] += [float(smoothed.min()), float(smoothed.max())]
     return {name: (min(ends), max(ends)) for name, ends in reached.items()}, np.concatenate(outputs)
 
 
-def _measured(
-    model: onnx.ModelProto, layers: Sequence[Layer], ranges: Mapping[str, Range], tiles: Tiles
-) -> list[Layer]:
+def _measured(writer: _Writer, layers: Sequence[Layer], tiles: Tiles) -> list[Layer]:
     """``layers`` with their drift, each by itself: what it takes is exact."""
-    writer = _Writer(model, ranges)
     taken = {layer.output for layer in layers}
-    for node in model.graph.node:
+    for node in writer.model.graph.node:
         writer.nodes.append(_copy(node))
         if (exact := node.output[0]) in taken:
             twin = writer.in_int8(node)
-            twin.name, twin.output[0] = f"{exact}.int8", f"{exact}.int8"
+            twin.name, twin.output[0] = f"{exact}.twin", f"{exact}.twin"
             writer.nodes += [
                 twin,
-                helper.make_node("Sub", [exact, f"{exact}.int8"], [f"{exact}.apart"]),
+                helper.make_node("Sub", [exact, f"{exact}.twin"], [f"{exact}.apart"]),
                 helper.make_node("ReduceSumSquare", [f"{exact}.apart"], [f"{exact}.lost"], keepdims=0),
                 helper.make_node("ReduceSumSquare", [exact], [f"{exact}.whole"], keepdims=0),
             ]

@@ -16,7 +16,7 @@ from geodeploy.errors import OutputError, ParityError, RecipeError
 from geodeploy.export import triton
 from geodeploy.export.deepness import deepness_metadata, deepness_spec, stretch
 from geodeploy.export.half import write_half
-from geodeploy.export.int8 import write_int8
+from geodeploy.export.int8 import INT8, write_int8
 from geodeploy.export.item import write_model_item
 from geodeploy.export.merge import merge_checked
 from geodeploy.export.options import ExportOptions
@@ -79,8 +79,8 @@ def _write_proved(
     worst tile: under names of their own, for an older model may be there, whose report must stay.
     """
     spec = tuned.spec.model_copy(update={"precision": options.precision})
-    if spec.task != "segmentation" and (options.profile or options.precision == "int8"):
-        flag = f"--profile {options.profile}" if options.profile else "--precision int8"
+    if spec.task != "segmentation" and (options.profile or options.precision in INT8):
+        flag = f"--profile {options.profile}" if options.profile else f"--precision {options.precision}"
         raise RecipeError(f"{flag} is for models of classes of pixels: leave it out.")
     if options.precision != "fp32" and spec.targets:
         raise RecipeError(f"--precision {options.precision} is for models of classes: leave it out.")
@@ -95,7 +95,7 @@ def _write_proved(
         write_program(program, spec, draft)
     else:
         modules = write_onnx(as_told(merged, spec), spec, draft)
-        if spec.precision == "int8":
+        if spec.precision in INT8:
             quantisation = _write_int8(tuned, spec, draft, modules)
         elif spec.precision != "fp32":
             write_half(draft, spec, pixels)
@@ -135,7 +135,7 @@ def _write_int8(tuned: Run, spec: ModelSpec, draft: Path, modules: Mapping[str, 
     if len(tuned.tiles.pixels) < 2:
         raise RecipeError(
             f"{tuned.path} keeps one tile: int8 needs one for its ranges and another to be judged by. "
-            "Train with a larger validation area, or leave --precision int8 out."
+            f"Train with a larger validation area, or leave --precision {spec.precision} out."
         )
     tiles = tuned.tiles.every_other(0)
     log.info("Taking ranges for int8 from %d of the RUN's tiles ...", len(tiles.pixels))
@@ -162,7 +162,7 @@ def parity_path(model: Path) -> Path:
 
 def _check_options(options: ExportOptions) -> None:
     if options.precision == "int8" and options.to == "tensorrt":
-        raise RecipeError("--precision int8 is for CPUs: for TensorRT take fp16 or bf16.")
+        raise RecipeError("--precision int8 is for CPUs: for TensorRT take int8-tensorrt.")
     if options.to == "tensorrt":  # before any work
         import_tensorrt()
         Cuda()

@@ -19,7 +19,8 @@ class ExportOptions(BaseModel):
     model repository of Triton with it inside; a ``.pt2`` of `torch.export`."""
     precision: Precision = "fp32"
     """What an ONNX file computes in. ``fp16`` and ``bf16`` are half the size and meant for GPUs,
-    ``int8`` a quarter and for CPUs. Input, output, and what needs digits or range stay float32."""
+    ``int8`` a quarter and for CPUs, ``int8-tensorrt`` the same for TensorRT. Input, output, and what
+    needs digits or range stay float32."""
     profile: Literal["deepness"] | None = None
     """For another program: ``deepness`` for the QGIS plugin Deepness and the command line GeoDeep."""
     range: Range | None = None

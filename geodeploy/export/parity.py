@@ -17,6 +17,7 @@ from geodeploy.blend import sigmoid
 from geodeploy.errors import ModelError, ParityError
 from geodeploy.export.drift import Drift
 from geodeploy.export.half import HALVES
+from geodeploy.export.int8 import INT8
 from geodeploy.export.program import read_program
 from geodeploy.labels import IGNORED, class_positions, ignored_values
 from geodeploy.runtime import Session
@@ -240,7 +241,7 @@ TOLERANCES = {
     "fp32": Tolerance(argmax_agreement=0.9999, relative_diff=1e-4),
     "fp16": Tolerance(argmax_agreement=0.999, relative_diff=1e-2),
     "bf16": Tolerance(argmax_agreement=0.999, relative_diff=5e-2),
-    "int8": Tolerance(argmax_agreement=0.99, relative_diff=0.2, miou_change=5e-3),
+    **dict.fromkeys(INT8, Tolerance(argmax_agreement=0.99, relative_diff=0.2, miou_change=5e-3)),
 }
 TOLERANCE = TOLERANCES["fp32"]
 AIM = Tolerance(argmax_agreement=0.995, relative_diff=0.1, miou_change=2.5e-3)
@@ -400,7 +401,7 @@ def logits_of(model: torch.nn.Module | Session, pixels: NDArray[np.float32]) -> 
 
 def judging(tuned: Run, model: Path) -> RealTiles:
     """The tiles of ``tuned`` that ``model`` is judged by: none that its ranges are taken from."""
-    is_int8 = model.suffix != ".pt2" and read_onnx(model).spec.precision == "int8"
+    is_int8 = model.suffix != ".pt2" and read_onnx(model).spec.precision in INT8
     return tuned.tiles.every_other(1) if is_int8 else tuned.tiles
 
 
@@ -497,7 +498,8 @@ def _other_runtimes(
     sessions: dict[str, Callable[[], Session]] = {}
     if file.spec.precision in HALVES:
         sessions["onnxruntime"] = lambda: OnnxSession(file, device="cpu", threads=None)
-    if find_spec("openvino"):
+    # What OpenVINO makes of signed values depends on the processor, and those are for GPUs.
+    if find_spec("openvino") and file.spec.precision != "int8-tensorrt":
         sessions["openvino"] = lambda: OpenVinoSession(file, threads=None)
     others = []
     for name, open_file in sessions.items():

@@ -41,6 +41,8 @@ def smooth(
     norm: NodeProto,
     products: Sequence[NodeProto],
     tokens: NDArray[np.float32],
+    *,
+    signed: bool,
 ) -> NDArray[np.float32]:
     """Make ``norm`` give, and ``products`` take, what int8 loses least of; ``tokens`` (N, D) as that.
 
@@ -48,7 +50,7 @@ def smooth(
     """
     weights = {tensor.name: tensor for tensor in graph.initializer}
     matrices = [numpy_helper.to_array(weights[node.input[1]]) for node in products]
-    factors = _best(tokens, np.concatenate(matrices, axis=1))
+    factors = _best(tokens, np.concatenate(matrices, axis=1), signed=signed)
     given = f"{norm.output[0]}.smooth"
     for place, name in enumerate(norm.input[1:], 1):
         norm.input[place] = f"{given}.{place}"
@@ -62,7 +64,9 @@ def smooth(
     return smoothed
 
 
-def _best(tokens: NDArray[np.float32], weights: NDArray[np.float32]) -> NDArray[np.float32]:
+def _best(
+    tokens: NDArray[np.float32], weights: NDArray[np.float32], *, signed: bool
+) -> NDArray[np.float32]:
     """What int8 loses least with: a number for each channel of ``tokens`` (N, D)."""
     widest = np.maximum(np.abs(tokens).max(axis=0), 1e-5)
     heaviest = np.maximum(np.abs(weights).max(axis=1), 1e-5)
@@ -74,6 +78,6 @@ def _best(tokens: NDArray[np.float32], weights: NDArray[np.float32]) -> NDArray[
     for factors in choices:
         whole, steps = weights_in_int8(weights * factors[:, None], 1)
         limits = range_of(tokens / factors)
-        found = rounded(some / factors, limits) @ (whole * steps)
+        found = rounded(some / factors, limits, signed=signed) @ (whole * steps)
         losses.append(float(np.square(found - exact).sum()))
     return choices[int(np.argmin(losses))]

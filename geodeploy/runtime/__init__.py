@@ -99,8 +99,16 @@ def open_session(
     from geodeploy.runtime.graph import read_onnx
 
     file = read_onnx(model)
-    if runtime in ("tensorrt", "onnxruntime-tensorrt") and device == "cpu":
-        raise DeviceError(f"--runtime {runtime} needs a GPU. Leave --device cpu out, or the runtime.")
+    if runtime in ("tensorrt", "onnxruntime-tensorrt"):
+        if device == "cpu":
+            raise DeviceError(
+                f"--runtime {runtime} needs a GPU. Leave --device cpu out, or the runtime."
+            )
+        if file.spec.precision == "int8":
+            raise ModelError(
+                f"{model} is in int8 for CPUs, whose values are unsigned, and TensorRT has signed ones "
+                "alone. Export the RUN with --precision int8-tensorrt, or take --runtime onnxruntime."
+            )
     if runtime == "tensorrt":
         from geodeploy.runtime.tensorrt import TensorRtSession
 
@@ -141,7 +149,7 @@ def hold(file: "OnnxFile", open_file: "Callable[[OnnxFile], Session]") -> Sessio
         return session
     session.close()
     precision = file.spec.precision
-    if precision in ("fp32", "int8"):
+    if precision not in ("fp16", "bf16"):
         raise ParityError(
             f"{file.path} does not do what the tuned model does in {session.name} on this GPU: "
             f"{problem}. Take another --runtime, or --device cpu."

@@ -22,7 +22,7 @@ from geodeploy.runtime.cuda import Cuda
 from geodeploy.train.run import load_run
 
 Tune = Callable[..., Path]
-FAR = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 5e-2}
+FAR = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 5e-2, "int8-tensorrt": 0.2}
 """Of the largest logit."""
 
 
@@ -105,7 +105,7 @@ def test_a_scene_is_mapped_as_on_the_cpu(
         with rasterio.open(output) as dataset:
             maps.append(dataset.read(1))
     assert report.device == "cuda"
-    assert (maps[0] == maps[1]).mean() >= 0.999
+    assert (maps[0] == maps[1]).mean() >= (0.99 if precision == "int8-tensorrt" else 0.999)
 
 
 def test_an_engine_is_built_once(models: dict[str, Path], cache: Path) -> None:
