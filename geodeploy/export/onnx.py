@@ -4,6 +4,7 @@ import ast
 import logging
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -45,6 +46,7 @@ _FILES = {
 
 def export_run(run: Path, output: Path, *, overwrite: bool, options: ExportOptions) -> ParityReport:
     """See `geodeploy.export.export`."""
+    started = time.monotonic()
     _check_options(options)
     _check_place(output, options, overwrite=overwrite)
     tuned = load_run(run)
@@ -62,6 +64,7 @@ def export_run(run: Path, output: Path, *, overwrite: bool, options: ExportOptio
                 beside(folder / output.name).replace(beside(output))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    log.info("Wrote %s in %.0f s.", output, time.monotonic() - started)
     if options.to == "tensorrt":
         hold(read_onnx(output), TensorRtSession).close()
     if options.profile:

@@ -176,6 +176,7 @@ def test_layers_beyond_the_range_of_fp16_stay_float32(
     report = export(tune(), tmp_path / "model.onnx", options=ExportOptions(precision="fp16"))
     assert report.released
     assert "stay float32, for float16 ends at 65504" in caplog.text
+    assert f"Wrote {tmp_path / 'model.onnx'} in " in caplog.text
 
 
 def test_an_overflow_is_refused_and_the_layer_named(
