@@ -198,7 +198,8 @@ def open_raster(
         dates: Those to take of a scene that holds several; none means all.
         timesteps: How many such a scene may have then.
         band_names: The model's bands, by STAC common name.
-        select: Names or 1-based numbers of the scene's bands, in the model's order.
+        select: Names or 1-based numbers of the scene's bands, in the model's order; of a file that
+            holds several dates as bands, those of all ``timesteps``, the oldest date's first.
         scale: What values are multiplied with after the file's own scale and offset tags; one number,
             or one a band in model order.
         offset: What is added then.
@@ -214,7 +215,11 @@ def open_raster(
     sources = [
         source for date in earlier for source in find_sources(date, with_alpha=with_alpha)
     ] + find_sources(path, dates=dates, most=timesteps, with_alpha=with_alpha)
-    raster = _open(sources, band_names, select, scale, offset, gsd_m)
+    chosen = [select] * len(sources)
+    if select and len(sources) == 1 and len(select) == timesteps * len(band_names):
+        sources *= timesteps
+        chosen = [select[at : at + len(band_names)] for at in range(0, len(select), len(band_names))]
+    raster = _open(list(zip(sources, chosen, strict=True)), band_names, scale, offset, gsd_m)
     raster.skip = skip
     try:
         yield raster
@@ -223,9 +228,8 @@ def open_raster(
 
 
 def _open(
-    sources: Sequence[Source],
+    sources: Sequence[tuple[Source, Sequence[str] | None]],
     band_names: Sequence[str],
-    select: Sequence[str] | None,
     scale: float | Sequence[float],
     offset: float | Sequence[float],
     gsd_m: float | None,
@@ -233,7 +237,7 @@ def _open(
     chosen: list[Asset] = []
     indexes: list[int] = []
     notes: list[str] = []
-    for source in sources:
+    for source, select in sources:
         if select is None:
             _check_lost(source, band_names)
         found, said = match_bands(

@@ -127,7 +127,7 @@ def write_base(run: Run, start: nn.Module, usual: Mapping[str, Tensor], path: Pa
     names = sorted({*products, *_OF_A_TASK, *(f"{_BACKBONE}{name}" for name in usual)})
     state = model.state_dict()
     maps = [f"map_{number}" for number in range(len(run.model.taps.indices))]
-    tiles = torch.zeros(2, len(spec.bands), spec.tile, spec.tile)
+    tiles = torch.zeros(2, len(spec.planes), spec.tile, spec.tile)
     any_size = torch.export.Dim.AUTO
     free = [dict.fromkeys(_free_axes(name), any_size) for name in names]
     program = to_onnx(
@@ -341,7 +341,7 @@ def _decoder_graph(run: Run) -> bytes:
     batch = {0: torch.export.Dim("batch")}
     program = to_onnx(
         _Decoder(run.model),
-        (torch.zeros(2, len(spec.bands), spec.tile, spec.tile), maps),
+        (torch.zeros(2, len(spec.planes), spec.tile, spec.tile), maps),
         (batch, [batch] * len(maps)),
         inputs=["scaled", *(f"map_{number}" for number in range(len(maps)))],
         outputs=[spec.output],

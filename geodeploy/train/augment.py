@@ -242,7 +242,9 @@ def read_training_tile(
         codes = np.where(valid, codes, np.uint8(IGNORED))
         taught = None if taught is None else np.where(changed, np.float32(0), taught)
     taught = None if taught is None else np.where(valid, taught, np.float32(0))
-    pixels = relight(pixels, settings, light.veil, rng)
+    # Each date has its own sun and air.
+    dates = [relight(date, settings, light.veil, rng) for date in np.split(pixels, light.dates)]
+    pixels = dates[0] if len(dates) == 1 else np.concatenate(dates)
     if settings.band_dropout and rng.random() < settings.band_dropout:
         lost = int(rng.integers(len(pixels)))
         pixels[lost] = mean[lost]
@@ -268,7 +270,8 @@ class Light:
         self.mean = mean
         """(C,), in units."""
         self.veil = haze_by_band(recipe.data.bands)
-        """(C,): what haze adds, blue being 1."""
+        """Of each band what haze adds, blue being 1."""
+        self.dates = recipe.model.timesteps
         self.clouds = CloudMaker(recipe)
 
 

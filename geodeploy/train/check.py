@@ -129,7 +129,7 @@ def _look_at_all(recipe: Recipe, findings: Findings) -> Iterator[Look]:
             findings.say("note", "labels", where, message)
             continue
         try:
-            with open_image(recipe.data, scene, place) as raster:
+            with open_image(recipe, scene, place) as raster:
                 check_names(raster, recipe, scene, where, findings)
                 yield look_at(raster, recipe, scene, place, findings)
         except GeodeployError as error:
@@ -240,7 +240,7 @@ def _count_leak(one: Look, other: Look, recipe: Recipe) -> int:
                 recipe,
                 look.scene,
                 look.place,
-                stack.enter_context(open_image(recipe.data, look.scene, look.place)),
+                stack.enter_context(open_image(recipe, look.scene, look.place)),
             )
             for look in (one, other)
         )

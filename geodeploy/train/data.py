@@ -220,8 +220,8 @@ def check_folder(data: Data) -> None:
 @contextmanager
 def open_scene(recipe: Recipe, scene: Scene, place: str, *, keep_open: bool) -> Iterator[LabelledScene]:
     """The scene at ``place`` in the recipe with its labels, checked as `open_scenes` does."""
-    with open_image(recipe.data, scene, place) as raster:
-        check_units(raster, recipe.data, place)
+    with open_image(recipe, scene, place) as raster:
+        check_units(raster, recipe, place)
         labelled = label_scene(recipe, scene, place, raster)
         if not keep_open:  # from here on: so far the file was read in many pieces
             raster.keep_open = False
@@ -230,24 +230,43 @@ def open_scene(recipe: Recipe, scene: Scene, place: str, *, keep_open: bool) -> 
 
 
 @contextmanager
-def open_image(data: Data, scene: Scene, place: str) -> Iterator[Raster]:
-    """The image of the scene at ``place`` in the recipe, which errors name."""
+def open_image(recipe: Recipe, scene: Scene, place: str) -> Iterator[Raster]:
+    """The image of the scene at ``place`` in the recipe, which errors name.
+
+    Raises:
+        SourceError: among others: it has fewer dates than the model takes, or more.
+    """
+    root, timesteps = recipe.data.root, recipe.model.timesteps
     with ExitStack() as stack:
         with _flags_as_keys(place):
             raster = stack.enter_context(
                 open_raster(
-                    data.root / scene.image,
-                    dates=() if scene.date is None else (scene.date,),
-                    band_names=data.bands,
+                    root / scene.image,
+                    earlier=[root / image for image in scene.earlier],
+                    dates=dates_of(scene),
+                    timesteps=1 if scene.earlier else timesteps,
+                    band_names=recipe.data.bands,
                     select=scene.bands,
                     scale=scene.scale,
                     offset=scene.offset,
                 )
             )
+        if raster.dates != timesteps:
+            found = f"{raster.dates} date{'s' if raster.dates > 1 else ''}"
+            raise SourceError(
+                f"{place}: model.timesteps is {timesteps}, and {raster.name} has {found}. Name the "
+                f"files of the other dates with {place}.earlier, the oldest first; of one file that "
+                f"holds them all, list the bands of every date in {place}.bands."
+            )
         yield raster
 
 
-def check_units(raster: Raster, data: Data, place: str) -> None:
+def dates_of(scene: Scene) -> tuple[str, ...]:
+    """Those to take of an image that holds several; none for all."""
+    return (scene.date,) if isinstance(scene.date, str) else scene.date or ()
+
+
+def check_units(raster: Raster, recipe: Recipe, place: str) -> None:
     """Refuse an image that does not hold values in the recipe's units.
 
     Raises:
@@ -259,8 +278,9 @@ def check_units(raster: Raster, data: Data, place: str) -> None:
             raster,
             [
                 Band(name=name, mean=0, std=1, valid_range=limits)
-                for name, limits in zip(data.bands, data.valid_ranges, strict=True)
-            ],
+                for name, limits in zip(recipe.data.bands, recipe.data.valid_ranges, strict=True)
+            ]
+            * recipe.model.timesteps,
         )
 
 
@@ -470,21 +490,28 @@ def split(codes: NDArray[np.uint8], scene: Scene, blocks: Blocks, classes: int) 
     return np.full(codes.shape, _PARTS[scene.split], np.uint8)
 
 
-def training_pixels(scenes: Sequence[LabelledScene]) -> Iterator[NDArray[np.float32]]:
-    """The valid training pixels (C, n) of all scenes, labelled or not, stripe by stripe."""
+def training_pixels(scenes: Sequence[LabelledScene], bands: int) -> Iterator[NDArray[np.float32]]:
+    """The valid training pixels (``bands``, n) of all scenes, labelled or not, stripe by stripe."""
     for scene in scenes:
         if not (scene.part == TRAINING).any():
             continue
         for window in scene.raster.stripes():
             pixels, valid = scene.raster.read_pixels(window)
-            yield pixels[:, valid & (scene.part[window.toslices()] == TRAINING)]
+            yield join_dates(pixels[:, valid & (scene.part[window.toslices()] == TRAINING)], bands)
+
+
+def join_dates(pixels: NDArray[np.float32], bands: int) -> NDArray[np.float32]:
+    """The pixels (dates x ``bands``, n) of all dates as (``bands``, dates x n)."""
+    planes, count = pixels.shape
+    dates = planes // bands
+    return pixels.reshape(dates, bands, count).swapaxes(0, 1).reshape(bands, dates * count)
 
 
 def compute_statistics(scenes: Sequence[LabelledScene], bands: int) -> Statistics:
     """Mean and deviation of the valid training pixels, labelled or not, read stripe by stripe."""
     count = 0
     total, squares = np.zeros(bands), np.zeros(bands)
-    for pixels in training_pixels(scenes):
+    for pixels in training_pixels(scenes, bands):
         values = pixels.astype(np.float64)
         count += values.shape[1]
         total += values.sum(axis=1)

@@ -19,7 +19,9 @@ from geodeploy.train.data import (
     TRAINING,
     LabelledScene,
     check_units,
+    dates_of,
     divide,
+    join_dates,
     scene_labels,
     statistics_of,
 )
@@ -119,7 +121,7 @@ def look_at(raster: Raster, recipe: Recipe, scene: Scene, place: str, findings: 
     """
     where = f"{place} ({scene.image.name})"
     try:
-        check_units(raster, recipe.data, place)
+        check_units(raster, recipe, place)
     except RangeError as error:
         findings.say("error", "range", where, str(error))
     labelled = _label(raster, recipe, scene, place, findings)
@@ -137,16 +139,16 @@ def look_at(raster: Raster, recipe: Recipe, scene: Scene, place: str, findings: 
         counts=np.array([labelled.counts(number, recipe.groups) for number in range(4)]),
         values=[[Values() for _ in recipe.targets] for _ in range(4)],
     )
-    digests = [blake2b(digest_size=16) for _ in range(bands)]
+    digests = [blake2b(digest_size=16) for _ in range(recipe.planes)]
     zeros = 0
     for window in raster.stripes():
         stripe = raster.read(window)
         pixels, valid = raster.to_units(stripe.stored), stripe.valid
         zeros += int((valid & (stripe.stored == 0).all(axis=0)).sum())
-        known = pixels[:, valid]
+        known = join_dates(pixels[:, valid], bands)
         look.moments.add(known)
         area = window.toslices()
-        look.learned.add(pixels[:, valid & (part[area] == TRAINING)])
+        look.learned.add(join_dates(pixels[:, valid & (part[area] == TRAINING)], bands))
         look.outside += ((known < _REFLECTANCE[0]) | (known > _REFLECTANCE[1])).sum(axis=1)
         labels = codes[area] != IGNORED
         if labelled.values is not None:
@@ -218,16 +220,18 @@ def _judge(look: Look, recipe: Recipe, findings: Findings) -> None:
 
 def check_names(raster: Raster, recipe: Recipe, scene: Scene, where: str, findings: Findings) -> None:
     """Say where the file names a band otherwise than the recipe takes it."""
-    (source,) = find_sources(
+    *_, source = find_sources(
         recipe.data.root / scene.image,
-        dates=() if scene.date is None else (scene.date,),
+        dates=dates_of(scene),
+        most=recipe.model.timesteps,
         with_alpha=scene.bands is not None,
     )
     guessed = common_names(
         [asset.name for asset in source.assets], landsat=landsat_number(*source.hints)
     )
+    last = raster.indexes[-len(recipe.data.bands) :]
     named = [asset.common_name or name for asset, name in zip(source.assets, guessed, strict=True)]
-    for want, index in zip(recipe.data.bands, raster.indexes, strict=True):
+    for want, index in zip(recipe.data.bands, last, strict=True):
         found = named[index - 1]
         if found is not None and want in WAVELENGTH_UM and found != want and {found, want} != {
             "nir", "nir08",

@@ -205,7 +205,7 @@ def check_training(model: TunedModel, recipe: Recipe) -> None:
     ]
     side = recipe.model.tile
     with torch.no_grad():
-        model(torch.zeros(1, len(recipe.data.bands), side, side))
+        model(torch.zeros(1, recipe.planes, side, side))
     for hook in hooks:
         hook.remove()
     if min(pixels) == 1:

@@ -209,6 +209,6 @@ def _build_unet(recipe: Recipe, taps: Taps) -> nn.Module:
         classes,
         model.tile,
         channels=channels,
-        bands=len(recipe.data.bands),
+        bands=recipe.planes,
         stem=model.stem,
     )

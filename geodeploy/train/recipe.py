@@ -72,16 +72,20 @@ class Scene(_Table):
     """One image and its labels."""
 
     image: Path
-    """Relative to the data's root."""
+    """Relative to the data's root. Of several dates (``model.timesteps``) it is the last."""
+    earlier: tuple[Path, ...] = ()
+    """The place at the other dates, the oldest first, as ``image``."""
     labels: Path | None = None
     """A raster of one band, or of a band for each target, on the image's grid; of classes also polygons
     or points in any CRS (``data.vectors``);
     relative to the data's ``label_root``, or to its root where they are not there. A scene
     without is learned from by distillation alone."""
     bands: tuple[str, ...] | None = None
-    """Names or 1-based numbers of the image's bands in model order; None reads the file's own names."""
-    date: str | None = None
-    """Which date of a NetCDF file or Zarr store with several, as ``2024-05-31``."""
+    """Names or 1-based numbers of the image's bands in model order; None reads the file's own names.
+    Of an image that holds all dates as bands, those of the oldest date come first."""
+    date: str | tuple[str, ...] | None = None
+    """Which date of a NetCDF file or Zarr store with several, as ``2024-05-31``; of a model of several
+    dates, which ones, the oldest first."""
     scale: PositiveFloat | tuple[PositiveFloat, ...] = 1.0
     """What values are multiplied with after the file's own scale and offset, to get the units: one
     number, or one a band in model order."""
@@ -343,7 +347,7 @@ class Model(_Table):
     overlap: NonNegativeInt = 32
     """Pixels shared by neighbouring tiles."""
     timesteps: PositiveInt = 1
-    """Dates of a place that Prithvi takes together, the oldest first. Training reads one."""
+    """Dates of a place that Prithvi and ``light`` take together, the oldest first."""
     scaling: Literal["zscore", "log"] = "zscore"
     """How pixels are normalised: (x - mean) / std, or log(max(x, mean / 50) / mean), which turns the
     gain of a sensor or of the light into an offset."""
@@ -573,6 +577,11 @@ class Recipe(_Table):
         return [item.name for item in self.classes] or [item.name for item in self.targets]
 
     @property
+    def planes(self) -> int:
+        """What one pixel of a tile is made of: the bands of every date."""
+        return len(self.data.bands) * self.model.timesteps
+
+    @property
     def groups(self) -> int:
         """Of labels, which splits and draws look at: the classes, or fourths of a quantity's range."""
         return len(self.classes) or 4
@@ -649,6 +658,11 @@ class Recipe(_Table):
             raise ValueError(
                 "augmentation.clouds.share must be 0: clouds are made of reflectance, for "
                 f"{', '.join(WAVELENGTH_UM)}; found {odd}"
+            )
+        if clouds.share and self.model.timesteps > 1:
+            raise ValueError(
+                "augmentation.clouds.share must be 0 for a model of several dates: a cloud hides the "
+                "ground on one of them, and the label is for all"
             )
         weights = self.training.class_weights
         if isinstance(weights, tuple) and len(weights) != len(self.classes):

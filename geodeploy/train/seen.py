@@ -25,7 +25,7 @@ def compute_seen(scenes: Sequence[LabelledScene], bands: int) -> tuple[tuple[flo
     ones with an end. Memory: a stripe, and 1.5 MiB a band.
     """
     upper = np.zeros((bands, _HALVES), np.int64)
-    for pixels in training_pixels(scenes):
+    for pixels in training_pixels(scenes, bands):
         for band, bits in enumerate(pixels.view(np.uint32)):
             upper[band] += np.bincount(bits >> 16, minlength=_HALVES)
     count = int(upper[0].sum())
@@ -34,7 +34,7 @@ def compute_seen(scenes: Sequence[LabelledScene], bands: int) -> tuple[tuple[flo
     ranks = (count // 1000, count - 1 - count // 1000)
     ends = [[_find(row, _UPPER_ORDER, rank) for rank in ranks] for row in upper]
     lower = np.zeros((bands, 2, _HALVES), np.int64)
-    for pixels in training_pixels(scenes):
+    for pixels in training_pixels(scenes, bands):
         for band, bits in enumerate(pixels.view(np.uint32)):
             for end, (half, _) in enumerate(ends[band]):
                 inside = bits[bits >> 16 == half]

@@ -125,6 +125,7 @@ def _check_same_task(teacher: Path, spec: ModelSpec, recipe: Recipe) -> None:
         ("task", spec.task, recipe.task),
         ("bands", spec.band_names, list(recipe.data.bands)),
         ("units", spec.units, recipe.data.units),
+        ("timesteps", spec.timesteps, recipe.model.timesteps),
         ("classes", spec.class_values, [item.value for item in recipe.classes]),
     ):
         if known != wanted:

@@ -108,16 +108,15 @@ def tune_recipe(
     """
     output = output or Path("runs") / recipe.name
     check_new_folder(output)
-    _check_one_date(recipe)
     checkpoint = Checkpoint(output, recipe) if resume else None
     check_teachers(recipe)
     check_folder(recipe.data)
     torch.manual_seed(recipe.seed)
     backbone = build_backbone(recipe.model, recipe.data.bands, gsd_m=recipe.data.gsd_m)
     start = _copy_start(recipe, backbone)
-    bands = len(recipe.data.bands)
+    bands, planes = len(recipe.data.bands), recipe.planes
     # What the pixels are normalised by is known once they are read, which may take an hour.
-    model = assemble(recipe, backbone, mean=[0.0] * bands, std=[1.0] * bands, targets=recipe.targets)
+    model = assemble(recipe, backbone, mean=[0.0] * planes, std=[1.0] * planes, targets=recipe.targets)
     check_training(model, recipe)
     with open_scenes(recipe) as scenes:
         check_leaks(scenes)
@@ -125,9 +124,10 @@ def tune_recipe(
         check_scaling(recipe, statistics)
         targets = compute_targets(scenes, recipe.targets)
         seen = compute_seen(scenes, bands)
-        model.set_statistics(statistics.mean, statistics.std, targets)
+        dates = recipe.model.timesteps
+        model.set_statistics(statistics.mean * dates, statistics.std * dates, targets)
+        mean = np.array(statistics.mean * dates, np.float32)
         taught = teach(scenes, recipe, progress=progress) if recipe.distillation.teachers else scenes
-        mean = np.array(statistics.mean, np.float32)
         if isinstance(recipe.method, Adapter):
             batches = (batch.pixels for batch in training_batches(taught, recipe, mean))
             initialise(model, batches, recipe.method)
@@ -213,14 +213,6 @@ def describe(
         trained_on=recipe.trained_on,
         licence=recipe.licence,
     )
-
-
-def _check_one_date(recipe: Recipe) -> None:
-    if recipe.model.timesteps > 1:
-        raise RecipeError(
-            f"model.timesteps: training reads 1 date, found {recipe.model.timesteps}. Models of "
-            "several come from elsewhere: geodeploy import terratorch."
-        )
 
 
 def _copy_start(recipe: Recipe, backbone: Backbone) -> dict[str, Tensor]:

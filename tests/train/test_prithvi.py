@@ -89,8 +89,3 @@ def test_it_is_trained_with_a_decoder_of_terratorch(tune: Callable[..., Path], t
     )
     assert load_run(run).model.taps.indices == (0, 0, 1, 1)
     assert export(run, tmp_path / "model.onnx").released
-
-
-def test_training_reads_one_date(tune: Callable[..., Path]) -> None:
-    with pytest.raises(RecipeError, match=r"training reads 1 date, found 2\. Models of several"):
-        tune("model.backbone=prithvi_eo_v2_tiny", "model.timesteps=2")

@@ -22,7 +22,7 @@ from geodeploy.train.recipe import LIGHT
 TIMM = Family(timm_models.create, timm_models.convert, colours=True)
 """Of every name that is not in the table."""
 FAMILIES = {
-    LIGHT: Family(light.create, light.convert, colours=True),
+    LIGHT: Family(light.create, light.convert, colours=True, dates=True),
     **dict.fromkeys(prithvi.NAMES, Family(prithvi.create, prithvi.convert, dates=True)),
     **dict.fromkeys(ssl4eo.VARIANTS, Family(ssl4eo.create, ssl4eo.convert)),
     **dict.fromkeys(dinov3.NAMES, Family(timm_models.create, dinov3.convert, colours=True)),

@@ -25,6 +25,11 @@ class Wanted:
     gsd_m: float | None = None
 
     @property
+    def planes(self) -> int:
+        """What one pixel of a tile is made of: the bands of every date."""
+        return len(self.bands) * self.model.timesteps
+
+    @property
     def metres(self) -> float:
         """The ground sample distance, for networks that go by it.
 

@@ -15,7 +15,7 @@ def create(wanted: Wanted) -> LightPyramid:
         raise RecipeError(
             f"model.options: {LIGHT} takes channels alone, found {', '.join(options.of_timm())}."
         )
-    return LightPyramid(len(wanted.bands), options.channels)
+    return LightPyramid(wanted.planes, options.channels)
 
 
 def convert(tensors: Tensors, _: nn.Module, __: Wanted) -> Tensors:
