@@ -80,6 +80,7 @@ def test_a_spec_survives_the_way_through_json(
         ({"name": None}, "name: "),
         ({"classes": [{"value": 255, "name": "x", "color": "#000000"}] * 2}, "classes.0.value: "),
         ({"classes": [{"value": 1, "name": "x", "color": "red"}] * 2}, "classes.0.color: "),
+        ({"classes": [{"value": 1, "name": "a\nb", "color": "#000000"}] * 2}, "classes.0.name: "),
         ({"timesteps": 0}, "timesteps: "),
         ({"bands": [AS_DESIGNED["bands"][0] | {"seen": [0.5, 0.5]}]}, "seen: .*smaller number first"),
         ({"bands": [AS_DESIGNED["bands"][0] | {"seen": [0.5]}]}, "bands.0.seen"),

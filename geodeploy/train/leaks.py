@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from rasterio.crs import CRS
 from rasterio.windows import Window
 
 from geodeploy.errors import LabelError
@@ -79,9 +80,9 @@ def common_windows(one: Raster, other: Raster) -> tuple[Window, Window] | None:
 def _neighbours(scenes: Sequence[LabelledScene]) -> Iterator[tuple[LabelledScene, LabelledScene]]:
     """Pairs, one that trains and one that is scored, of the same files or over one another."""
     groups: dict[str, list[LabelledScene]] = defaultdict(list)
+    systems: dict[str, CRS] = {}
     for scene in scenes:
-        crs = scene.raster.crs
-        groups[_files(scene) if crs is None else crs.to_wkt()].append(scene)
+        groups[_ground(scene, systems)].append(scene)
     for members in groups.values():
         boxes = np.array([scene.raster.bounds for scene in members])
         training = np.array([bool((scene.part == TRAINING).any()) for scene in members])
@@ -99,5 +100,13 @@ def meeting(boxes: NDArray[np.float64], box: NDArray[np.float64]) -> NDArray[np.
     return np.asarray(overlap)
 
 
-def _files(scene: LabelledScene) -> str:
-    return " ".join(str(layer.path) for layer in scene.raster.layers)
+def _ground(scene: LabelledScene, systems: dict[str, CRS]) -> str:
+    """What scenes on the same ground share: their CRS, of which ``systems`` are those so far."""
+    crs = scene.raster.crs
+    if crs is None:
+        return " ".join(str(layer.path) for layer in scene.raster.layers)
+    own = crs.to_wkt()
+    if own not in systems:
+        # One CRS is written in many ways: with its code or without, by names of GDAL or of others.
+        systems[own] = next((known for known in systems.values() if known == crs), crs)
+    return systems[own].to_wkt()

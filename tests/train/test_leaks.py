@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import rasterio
 from affine import Affine
+from rasterio.crs import CRS
 from rasterio.windows import Window
 
 from geodeploy.errors import LabelError
@@ -58,6 +59,15 @@ def test_pieces_that_overlap_are_refused_with_the_number_of_pixels(
     pieces = [cut("a", LEFT, "train"), cut("b", RIGHT, split)]
     with pytest.raises(LabelError, match=r"a_image\.tif and b_image\.tif share 900 labelled pixels"):
         check(recipe_file, *pieces[::order])
+
+
+def test_one_crs_written_in_two_ways_hides_no_leak(recipe_file: Path, cut: Callable[..., str]) -> None:
+    with rasterio.open(recipe_file.with_name("image.tif")) as image:
+        renamed = CRS.from_wkt(image.crs.to_wkt().replace("UTM zone", "zone"))
+        assert renamed == image.crs
+        assert renamed.to_wkt() != image.crs.to_wkt()
+    with pytest.raises(LabelError, match="share 900 labelled pixels"):
+        check(recipe_file, cut("a", LEFT, "train"), cut("b", RIGHT, "test", crs=renamed))
 
 
 def test_blocks_leak_only_what_trains_in_one_and_validates_in_the_other(
