@@ -80,7 +80,7 @@ def common_windows(one: Raster, other: Raster) -> tuple[Window, Window] | None:
 def _neighbours(scenes: Sequence[LabelledScene]) -> Iterator[tuple[LabelledScene, LabelledScene]]:
     """Pairs, one that trains and one that is scored, of the same files or over one another."""
     groups: dict[str, list[LabelledScene]] = defaultdict(list)
-    systems: dict[str, CRS] = {}
+    systems: dict[str, str] = {}
     for scene in scenes:
         groups[_ground(scene, systems)].append(scene)
     for members in groups.values():
@@ -100,13 +100,16 @@ def meeting(boxes: NDArray[np.float64], box: NDArray[np.float64]) -> NDArray[np.
     return np.asarray(overlap)
 
 
-def _ground(scene: LabelledScene, systems: dict[str, CRS]) -> str:
-    """What scenes on the same ground share: their CRS, of which ``systems`` are those so far."""
+def _ground(scene: LabelledScene, systems: dict[str, str]) -> str:
+    """What scenes on the same ground share: their CRS, in one of the ways it is written.
+
+    ``systems`` are the ways so far, and which stands for each.
+    """
     crs = scene.raster.crs
     if crs is None:
         return " ".join(str(layer.path) for layer in scene.raster.layers)
-    own = crs.to_wkt()
+    own = str(crs.to_wkt())
     if own not in systems:
         # One CRS is written in many ways: with its code or without, by names of GDAL or of others.
-        systems[own] = next((known for known in systems.values() if known == crs), crs)
-    return systems[own].to_wkt()
+        systems[own] = next((wkt for wkt in systems.values() if CRS.from_wkt(wkt) == crs), own)
+    return systems[own]
