@@ -263,6 +263,7 @@ class ArrayDataset:
 
     alpha: Sequence[int] = ()
     gcps: tuple[list[Any], None] = ([], None)
+    driver = "xarray"
 
     def __init__(
         self,

@@ -21,14 +21,15 @@ _VIRTUAL = {
     "gs": "/vsigs/",
     "az": "/vsiaz/",
 }
-_URL = re.compile(rf"({'|'.join(_VIRTUAL)}):/+(.+)", re.DOTALL)
+_URL = re.compile(rf"(?:/vsicurl/)?({'|'.join(_VIRTUAL)}):/+(.+)", re.DOTALL)
 _NETWORK = ("/vsicurl", "/vsis3", "/vsigs", "/vsiaz")
 
 
 def gdal_name(path: Path | str) -> str:
     """What GDAL calls ``path``: URLs go through its virtual file systems.
 
-    A URL that has been a `Path` has lost a slash (``https:/host``); it is understood too.
+    A URL that has been a `Path` has lost a slash (``https:/host``); it is understood too, and so is
+    one in GDAL's own words (``/vsicurl/https:/host``).
     """
     url = _URL.fullmatch(str(path))
     return _VIRTUAL[url[1]] + url[2] if url else str(path)
@@ -44,6 +45,7 @@ def as_url(path: Path | str) -> str | None:
 def open_dataset(path: Path | str) -> Iterator[Any]:
     """A rasterio dataset, or a SourceError that says what is wrong with ``path``."""
     name = gdal_name(path)
+    path = as_url(path) or path
     # With a colon it may be a subdataset, such as NETCDF:file.nc:name: GDAL knows whether it is there.
     if ":" not in name and not name.startswith("/vsi") and not Path(name).exists():
         raise SourceError(f"{path} does not exist. Check the path; a raster file is needed.")

@@ -2,7 +2,9 @@
 
 import math
 import re
+import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise, product
 from pathlib import Path
@@ -24,6 +26,9 @@ _PIECE_ROWS = 128
 """Rows of a file that is resampled are read about so many at a time, in whole blocks."""
 _MIXED_ROWS = 128
 """Rows, of the file or of the raster, resampled at a time: as floats, a few times over."""
+_VRT_TURN = threading.Lock()
+"""Where two threads read VRTs at once and a file behind them cannot be opened, GDAL tells but one of
+the two; the other gets zeros."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,8 @@ class Layer:
     """The file's own."""
     block_rows: int
     """Rows of the file's blocks."""
+    is_vrt: bool
+    """Whether one thread at a time reads it."""
     axes: tuple[Axis, Axis] | None = None
     """The raster's rows and columns among the file's; None where the grids are one."""
     held: BlockRows | None = None
@@ -96,6 +103,11 @@ class Layer:
         return self._resampled(dataset, window, *self.axes, self.held, skip)
 
     def _source(self, dataset: Any, window: Window, skip: bool) -> Pixels:
+        turn: AbstractContextManager[Any] = _VRT_TURN if self.is_vrt else nullcontext()
+        with turn:
+            return self._decoded(dataset, window, skip)
+
+    def _decoded(self, dataset: Any, window: Window, skip: bool) -> Pixels:
         try:
             return *self._as_stored(dataset, window), []
         except RasterioError as error:

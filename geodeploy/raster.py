@@ -337,6 +337,7 @@ def _open_layer(
             bands_masked=not all(flags),
             grid=Grid(dataset.crs, dataset.transform, dataset.height, dataset.width),
             block_rows=max(rows for rows, _ in dataset.block_shapes),
+            is_vrt=dataset.driver == "VRT",
         )
         scales = [
             dataset.scales[asset.index - 1] if asset.scale is None else asset.scale for asset in assets
@@ -346,6 +347,10 @@ def _open_layer(
             for asset in assets
         ]
         return layer, scales, offsets
+
+
+_FINEST = 100
+"""A pixel cut into more than this squared is a slip of the unit, and a map that would never end."""
 
 
 def _with_gsd(grid: Grid, gsd_m: float, scene: str) -> Grid:
@@ -364,6 +369,11 @@ def _with_gsd(grid: Grid, gsd_m: float, scene: str) -> Grid:
     )
     if height < 1 or width < 1:
         raise GridError(f"{scene} is smaller than one pixel of --gsd {gsd_m:g} m.")
+    if min(across, down) < 1 / _FINEST:
+        raise GridError(
+            f"--gsd {gsd_m:g} m is more than {_FINEST} times finer than the pixels of {scene} "
+            f"({gsd_m / across:.4g} x {gsd_m / down:.4g} m). Give it in metres."
+        )
     return Grid(grid.crs, grid.transform @ Affine.scale(across, down), height, width)
 
 

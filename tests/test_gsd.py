@@ -139,6 +139,7 @@ def test_the_size_of_the_scene_itself_changes_nothing(real_scene: Path) -> None:
         (CRS.from_epsg(4326), 30, "is in EPSG:4326, where pixels have no size in metres"),
         (None, 30, "is in no CRS, where pixels have no size in metres"),
         (CRS.from_epsg(32616), 5000, r"is smaller than one pixel of --gsd 5000 m"),
+        (CRS.from_epsg(32616), 0.01, r"100 times finer than the pixels of a.tif \(30 x 30 m\)"),
     ],
 )
 def test_a_size_that_a_scene_cannot_have_is_refused(

@@ -250,6 +250,20 @@ def test_bands_of_several_files_types_scales_and_nodata_values_are_one_raster(
     np.testing.assert_array_equal(valid, judge)
 
 
+def test_a_file_that_a_vrt_misses_is_told_to_every_thread(tmp_path: Path) -> None:
+    path = virtual(tmp_path / "a.vrt", [virtual_band(tmp_path / "gone.tif", "Byte", "blue")])
+
+    def read(col: int) -> bool:
+        try:
+            raster.read(Window(col, 0, 8, 8))
+        except SourceError:
+            return False
+        return True
+
+    with open_raster(path, band_names=["blue"]) as raster, ThreadPoolExecutor(2) as threads:
+        assert not any(threads.map(read, [*range(40)] * 5))
+
+
 def test_an_alpha_band_of_another_type_is_respected(make_raster: MakeRaster, tmp_path: Path) -> None:
     stored = numbers("uint16", (1, 40, 50))
     pixels = make_raster(tmp_path / "pixels.tif", stored, names=[])

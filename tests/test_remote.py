@@ -100,6 +100,7 @@ def test_urls_are_known_with_one_slash_or_two() -> None:
     for url in ("https://host/a//b.tif?key=1", "https:/host/a//b.tif?key=1"):
         assert gdal_name(url) == "/vsicurl/https://host/a//b.tif?key=1"
         assert as_url(url) == "https://host/a//b.tif?key=1"
+    assert gdal_name(Path("/vsicurl/https://host/a.tif")) == "/vsicurl/https://host/a.tif"
     assert gdal_name(Path("s3://bucket/key.tif")) == "/vsis3/bucket/key.tif"
     assert gdal_name("gs://bucket/key.tif") == "/vsigs/bucket/key.tif"
     assert gdal_name("az://container/key.tif") == "/vsiaz/container/key.tif"
@@ -175,6 +176,7 @@ def test_what_the_web_does_not_have_is_told_in_one_line(site: Site) -> None:
         with pytest.raises(SourceError, match=r"gone.*(404|not exist)") as caught:
             find_source(Path(f"{site.address}/{name}"))
         assert "\n" not in str(caught.value)
+        assert "http://" in str(caught.value)
     (site.folder / "page.tif").write_text("<html>sign in</html>")
     with pytest.raises(SourceError, match=r"page\.tif cannot be read as a raster over the network"):
         find_source(Path(f"{site.address}/page.tif"))
