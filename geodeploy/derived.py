@@ -5,13 +5,15 @@ from datetime import date, datetime
 from hashlib import sha256
 from pathlib import Path
 
+from affine import Affine
 from pydantic import BaseModel, ConfigDict
+from rasterio.crs import CRS
 
 from geodeploy.area import write_area_table
 from geodeploy.errors import GeodeployError, OutputError
 from geodeploy.item import ItemOptions, acquisition, item_path, write_item
 from geodeploy.parts import note_derived, noted_derived
-from geodeploy.polygons import Metres, PolygonOptions, check_vectors, write_polygons
+from geodeploy.polygons import Metres, PolygonOptions, check_ground, check_vectors, write_polygons
 from geodeploy.preview import write_preview
 from geodeploy.writer import check_output
 
@@ -99,6 +101,17 @@ def check_derived(
                     f"{scene.name} does not tell when it was taken, which a STAC item must: "
                     "say --acquired 2024-05-31 or 2024-05-31T10:20:30Z."
                 )
+
+
+def check_grid(scene: str, crs: CRS | None, transform: Affine, options: DerivedOptions) -> None:
+    """Refuse, before any work, polygons that need another CRS than that of the map of ``scene``.
+
+    Raises:
+        OutputError: says what needs it.
+    """
+    if options.polygons is not None:
+        drawing = PolygonOptions(min_area_m2=options.min_area, simplify_m=options.simplify)
+        check_ground(scene, crs, transform, _place(options.polygons, Path("map.tif")), drawing)
 
 
 def derive(

@@ -42,6 +42,7 @@ from geodeploy.blend import Block
 from geodeploy.cells import coarse
 from geodeploy.clean import CleanOptions, clean_raster
 from geodeploy.cog import Frame
+from geodeploy.derived import check_grid
 from geodeploy.errors import GridError, OutputError, SourceError
 from geodeploy.holes import Holes
 from geodeploy.machine import Stopwatch, peak_memory_bytes
@@ -443,7 +444,7 @@ def asked_gsd_m(options: PredictOptions, spec: ModelSpec) -> float | None:
 
 @contextmanager
 def opened(source: Path, spec: ModelSpec, options: PredictOptions) -> Iterator[Raster]:
-    """The scene, with the model's bands and with values that can be in its units."""
+    """The scene, with the model's bands, values that can be in its units, and the CRS it takes."""
     if options.earlier and options.date:
         raise SourceError(
             "--earlier names scenes of one date each, --date those of one scene: give one."
@@ -464,6 +465,7 @@ def opened(source: Path, spec: ModelSpec, options: PredictOptions) -> Iterator[R
     ) as raster:
         _check_dates(raster.dates, spec, options)
         check_range(raster, spec.planes)
+        check_grid(source.name, raster.crs, raster.transform, options.derived)
         yield raster
 
 

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
+from affine import Affine
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
+from rasterio.crs import CRS
 
 from geodeploy.area import column_areas
 from geodeploy.classmap import ROWS, ClassMap, open_class_map
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from geodeploy.outlines import Features
 
 SUFFIXES = (".gpkg", ".geojson", ".json", ".parquet", ".geoparquet")
+IN_DEGREES = (".geojson", ".json")
 _EARTH_M = 6_371_000.0
 
 Metres = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -85,12 +88,14 @@ def write_polygons(
     from geodeploy.vectors import open_vectors
 
     begun, written, left_out = time.perf_counter(), 0, 0
-    with open_class_map(source) as opened, open_vectors(output, opened) as vectors:
-        for features in _polygons(opened, options):
-            kept = features[~(features.areas_m2 < options.min_area_m2)]
-            vectors.add(kept)
-            written += len(kept)
-            left_out += len(features) - len(kept)
+    with open_class_map(source) as opened:
+        check_ground(str(source), opened.crs, opened.transform, output, options)
+        with open_vectors(output, opened) as vectors:
+            for features in _polygons(opened, options):
+                kept = features[~(features.areas_m2 < options.min_area_m2)]
+                vectors.add(kept)
+                written += len(kept)
+                left_out += len(features) - len(kept)
     return PolygonReport(
         map=source,
         output=output,
@@ -112,14 +117,24 @@ def check_vectors(output: Path) -> None:
     require("vector", ("shapely", "pyogrio", "pyarrow"))
 
 
+def check_ground(
+    name: str, crs: CRS | None, transform: Affine, output: Path, options: PolygonOptions
+) -> None:
+    """Refuse what the grid of ``name`` is no ground for.
+
+    Raises:
+        OutputError: degrees without a CRS, or metres without one that tells them.
+    """
+    if crs is None and output.suffix.lower() in IN_DEGREES:
+        raise OutputError(f"{name} has no CRS, and GeoJSON is in degrees: take .gpkg or .parquet.")
+    if (options.min_area_m2 or options.simplify_m) and column_areas(crs, transform, 1) is None:
+        raise OutputError(f"{name} has no CRS that tells metres: --min-area and --simplify need one.")
+
+
 def _polygons(source: ClassMap, options: PolygonOptions) -> Iterator["Features"]:
     from geodeploy.outlines import simplified, trace
 
     areas = column_areas(source.crs, source.transform, source.height)
-    if areas is None and (options.min_area_m2 or options.simplify_m):
-        raise OutputError(
-            f"{source.path} has no CRS that tells metres: --min-area and --simplify need one."
-        )
 
     def simplify(geometries: NDArray[np.object_], row: int) -> NDArray[np.object_]:
         rows = min(ROWS, source.height - row)

@@ -161,10 +161,6 @@ class GeoJson:
     """RFC 7946: degrees of WGS 84, outer rings against the clock, nothing across 180 degrees."""
 
     def __init__(self, path: Path, source: ClassMap) -> None:
-        if source.crs is None:
-            raise OutputError(
-                f"{source.path} has no CRS, and GeoJSON is in degrees: take .gpkg or .parquet."
-            )
         self._source = source
         self._file = path.open("w", encoding="utf-8")
         self._file.write('{"type": "FeatureCollection", "features": [')
@@ -220,6 +216,10 @@ def in_degrees(geometries: NDArray[np.object_], source: ClassMap) -> NDArray[np.
     for number in np.flatnonzero(_leave_the_globe(placed)):
         placed[number] = _cut_at_180(placed[number])
     rounded: NDArray[np.object_] = shapely.transform(placed, lambda corners: corners.round(_DIGITS))
+    # A corner on another line of its outline may come to lie beyond it: degrees bend what was straight.
+    broken = ~shapely.is_valid(rounded)
+    whole = shapely.make_valid(rounded[broken], method="structure", keep_collapsed=False)
+    rounded[broken] = shapely.set_precision(whole, 10.0**-_DIGITS)
     return _oriented(rounded)
 
 

@@ -1,13 +1,17 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from geodeploy.derived import DerivedOptions, check_derived, derive
 from geodeploy.errors import OutputError
+from geodeploy.options import PredictOptions
 from geodeploy.predict import predict
 
 ALL = DerivedOptions(
@@ -51,6 +55,31 @@ def test_what_cannot_be_made_is_refused_before_any_work(
     maps, scenes = [tmp_path / "a_map.tif", tmp_path / "b_map.tif"], [Path("a.tif"), Path("b.tif")]
     with pytest.raises(OutputError, match=complaint):
         check_derived(maps, scenes, DerivedOptions(**options), inputs=scenes, overwrite=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"polygons": ".geojson"}, "no CRS, and GeoJSON is in degrees"),
+        ({"polygons": ".gpkg", "min_area": 3}, "no CRS that tells metres"),
+    ],
+)
+def test_polygons_that_need_a_crs_are_refused_before_a_scene_without_one_is_mapped(
+    make_raster: Callable[..., Path],
+    pointwise: Any,
+    tmp_path: Path,
+    options: dict[str, object],
+    complaint: str,
+) -> None:
+    scene = make_raster(tmp_path / "scene.tif", np.full((6, 40, 40), 0.2, np.float32), crs=None)
+    with pytest.raises(OutputError, match=complaint):
+        predict(
+            scene,
+            pointwise.path,
+            tmp_path / "map.tif",
+            options=PredictOptions(derived=DerivedOptions(**options)),
+        )
+    assert not (tmp_path / "map.tif").exists()
 
 
 def test_what_fails_afterwards_says_that_the_map_is_whole(

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from geodeploy.errors import OutputError
 from geodeploy.outlines import simplified, trace
 from geodeploy.polygons import SUFFIXES, PolygonOptions, write_polygons
 from geodeploy.predict import predict
+from geodeploy.vectors import in_degrees
 
 MakeRaster = Callable[..., Path]
 
@@ -189,6 +191,20 @@ def test_geojson_is_in_degrees_and_right_handed(real_map: Path, tmp_path: Path) 
         left, low, right, high = polygon.bounds
         assert west - 1e-3 < left < right < east + 1e-3
         assert south - 1e-3 < low < high < north + 1e-3
+
+
+def test_outlines_that_touch_themselves_stay_valid_in_degrees() -> None:
+    source = SimpleNamespace(
+        crs=CRS.from_epsg(32616), transform=Affine(30, 0, 454_155, 0, -30, 3_406_845)
+    )
+    corners = [([(0, 0), (3 * n, 0), (0, 6)], [(2 * n, 2), (1, 1), (1, 2)]) for n in range(2, 60)]
+    polygons = np.array([shapely.Polygon(outer, [hole]) for outer, hole in corners])
+    assert shapely.is_valid(polygons).all()
+    placed = in_degrees(polygons, source)
+    assert shapely.is_valid(placed).all()
+    found = shapely.get_coordinates(placed)
+    np.testing.assert_array_equal(found, found.round(7))
+    np.testing.assert_allclose(shapely.area(placed) / shapely.area(polygons), 8.47e-8, rtol=0.02)
 
 
 def test_geopackage_and_geoparquet_say_their_crs(real_map: Path, tmp_path: Path) -> None:
