@@ -39,6 +39,8 @@ def folder(
         shutil.copy(real_scene, path / name)
     shutil.copy(pointwise.path, path / "model.onnx")
     make_model(path / "cover.onnx", make_spec(task="multilabel"))
+    dated = make_spec(timesteps=2, layout="NCHW")
+    make_model(path / "crops.onnx", dated, shape=(2 * len(dated.bands), len(dated.outputs), dated.tile))
     build_base(path / "models", {"flood": pointwise, "cloud": pointwise})
     predict(real_scene, output=path / "map.tif")
     return path
