@@ -9,6 +9,7 @@ import rasterio
 from affine import Affine
 
 from geodeploy.ahead import read_ahead
+from geodeploy.engine import _AHEAD
 from geodeploy.raster import Raster, open_raster
 
 COUNTER = Path("/proc/self/io")
@@ -38,7 +39,7 @@ def times_read(raster: Raster, size: int) -> float:
     """How often the files, of ``size`` bytes, are read while all stripes are, by two threads."""
     with rasterio.Env(GDAL_CACHEMAX=2**20):  # GDAL shall not keep what it decoded
         before = bytes_read()
-        for _ in read_ahead(raster.read, raster.stripes(), workers=2, ahead=4):
+        for _ in read_ahead(raster.read, raster.stripes(), workers=2, ahead=_AHEAD):
             pass
         return (bytes_read() - before) / size
 
