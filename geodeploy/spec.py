@@ -75,7 +75,7 @@ class SegmentationClass(_Frozen):
 
     value: Annotated[int, Field(ge=0, lt=NODATA)]
     """What maps and labels carry. Values need not be consecutive; 255 is never a class."""
-    name: Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
+    name: Annotated[str, Field(pattern=r"^[^\r\n]+$")]
     """On one line: files of labels have one for each."""
     color: Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")]
 
