@@ -287,17 +287,18 @@ def _row(name: str, train: int, test: int) -> str | None:
     trained = records[0].get("trainable_parameters")
     per_class = np.array([ious(each) for each in counts])
     cells = [
-        _spread([float(ious(each).mean()) for each in counts]),
-        _spread([accuracy(each) for each in counts]),
+        spread([float(ious(each).mean()) for each in counts]),
+        spread([accuracy(each) for each in counts]),
         *(f"{value:.2f}" for value in per_class.mean(axis=0)),
-        _spread([float(ious(merge(each)).mean()) for each in counts]),
-        _spread([accuracy(merge(each)) for each in counts]),
+        spread([float(ious(merge(each)).mean()) for each in counts]),
+        spread([accuracy(merge(each)) for each in counts]),
     ]
     size = "-" if trained is None else f"{trained / 1e6:.2f} M"
     return f"| {METHODS[name].title} | {size} | {len(files)} | {' | '.join(cells)} |"
 
 
-def _spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float]) -> str:
+    """The mean, and the largest difference from it."""
     mean = statistics.mean(values)
     return f"{mean:.3f} ± {max(abs(value - mean) for value in values):.3f}"
 
