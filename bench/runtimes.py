@@ -41,9 +41,9 @@ begun = time.process_time()
 if runtime == "torch":
     from geodeploy.runtime.torch import TorchSession
     session = TorchSession(model, device="cpu", threads=threads)
-elif runtime == "openvino":
-    from geodeploy.runtime.openvino import OpenVinoSession
-    session = OpenVinoSession(read_onnx(model), threads=threads)
+elif runtime.startswith("openvino"):
+    from geodeploy.runtime.openvino import IN_BF16, OpenVinoSession
+    session = OpenVinoSession(read_onnx(model), threads=threads, bf16=runtime == IN_BF16)
 else:
     from geodeploy.runtime.onnx import OnnxSession
     session = OnnxSession(read_onnx(model), device="cpu", threads=threads)

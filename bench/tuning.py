@@ -110,10 +110,10 @@ BACKBONES = {
     "galileo": (
         "Galileo-nano",
         ("model.backbone=galileo_nano", "model.weights={root}/galileo-nano-weights/encoder.pt",
-         "model.tile=64", "training.batch=24"),
+         "model.tile=64", "training.batch=12"),
     ),
 }  # fmt: skip
-"""A batch covers about as much ground in each."""
+"""A batch of Galileo, of which a place has five tokens, covers half as much ground as the others."""
 METHODS = {
     "scratch": Method("from random weights", ("method.name=full",), (1e-3, 3e-3, 1e-2, 3e-2)),
     "linear": Method(

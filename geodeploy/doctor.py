@@ -11,6 +11,7 @@ from geodeploy.errors import DeviceError, GeodeployError
 from geodeploy.machine import usable_cores
 from geodeploy.runtime.cuda import Cuda
 from geodeploy.runtime.driver import NEWEST, Driver, find_driver, has_gpu, needed_branch
+from geodeploy.runtime.openvino import has_bf16
 from geodeploy.train import NEEDED as TRAIN_NEEDS
 
 _PACKAGES = (
@@ -167,4 +168,7 @@ def _openvino() -> str | None:
         import openvino
     except ImportError:
         return None
-    return f"openvino {openvino.__version__.partition('-')[0]}" if hasattr(openvino, "Core") else None
+    if not hasattr(openvino, "Core"):
+        return None
+    told = f"openvino {openvino.__version__.partition('-')[0]}"
+    return f"{told} (bfloat16 too)" if has_bf16() else told

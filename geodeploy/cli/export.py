@@ -46,9 +46,8 @@ def export(
         typer.Option(
             "--precision",
             metavar="NAME",
-            help="fp32, for GPUs fp16, bf16 or int8-tensorrt, or for CPUs int8; input and output stay "
-            "float32. "
-            "[default: fp32]",
+            help="fp32, for GPUs fp16, bf16 or int8-tensorrt, or for CPUs int8 and, where the "
+            "processor has it, bf16; input and output stay float32. [default: fp32]",
         ),
     ] = None,
     profile: Annotated[

@@ -18,9 +18,9 @@ class ExportOptions(BaseModel):
     """One ONNX file; the same, and its TensorRT engine for this GPU in the cache; a folder for the
     model repository of Triton with it inside; a ``.pt2`` of `torch.export`."""
     precision: Precision = "fp32"
-    """What an ONNX file computes in. ``fp16`` and ``bf16`` are half the size and meant for GPUs,
-    ``int8`` a quarter and for CPUs, ``int8-tensorrt`` the same for TensorRT. Input, output, and what
-    needs digits or range stay float32."""
+    """What an ONNX file computes in. ``fp16`` and ``bf16`` are half the size and for GPUs, ``bf16``
+    also for CPUs that multiply in it; ``int8`` a quarter and for CPUs, ``int8-tensorrt`` the same for
+    TensorRT. Input, output, and what needs digits or range stay float32."""
     profile: Literal["deepness"] | None = None
     """For another program: ``deepness`` for the QGIS plugin Deepness and the command line GeoDeep."""
     range: Range | None = None

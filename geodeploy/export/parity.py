@@ -24,7 +24,7 @@ from geodeploy.runtime import Session
 from geodeploy.runtime.float32 import in_float32, load
 from geodeploy.runtime.graph import OnnxFile, read_onnx
 from geodeploy.runtime.onnx import OnnxSession
-from geodeploy.runtime.openvino import OpenVinoSession
+from geodeploy.runtime.openvino import IN_BF16, MAY_TAKE_BF16, OPENVINO, OpenVinoSession, has_bf16
 from geodeploy.scores import Scores, confusion_matrix
 from geodeploy.spec import ModelSpec
 from geodeploy.train.model import TunedModel
@@ -500,7 +500,9 @@ def _other_runtimes(
         sessions["onnxruntime"] = lambda: OnnxSession(file, device="cpu", threads=None)
     # What OpenVINO makes of signed values depends on the processor, and those are for GPUs.
     if find_spec("openvino") and file.spec.precision != "int8-tensorrt":
-        sessions["openvino"] = lambda: OpenVinoSession(file, threads=None)
+        sessions[OPENVINO] = lambda: OpenVinoSession(file, threads=None)
+        if file.spec.precision in MAY_TAKE_BF16 and has_bf16():
+            sessions[IN_BF16] = lambda: OpenVinoSession(file, threads=None, bf16=True)
     others = []
     for name, open_file in sessions.items():
         try:

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 
 from geodeploy.runtime.onnx import import_onnxruntime
-from geodeploy.runtime.openvino import import_openvino, read_graph
+from geodeploy.runtime.openvino import IN_BF16, OPENVINO, arithmetic, import_openvino, read_graph
 
 Arrays = dict[str, NDArray[np.float32]]
 Compute = Callable[[NDArray[np.float32]], Arrays]
@@ -37,13 +38,12 @@ def _in_onnxruntime(model: onnx.ModelProto) -> Compute:
     return lambda tiles: dict(zip(names, session.run(names, {pixels.name: tiles}), strict=True))
 
 
-def _in_openvino(model: onnx.ModelProto) -> Compute:
+def _in_openvino(model: onnx.ModelProto, *, bf16: bool = False) -> Compute:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         onnx.save(model, path)
         graph = read_graph(path)
-        options = {"INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "ACCURACY"}
-        compiled = import_openvino().Core().compile_model(graph, "CPU", options)
+        compiled = import_openvino().Core().compile_model(graph, "CPU", arithmetic(bf16=bf16))
 
     def compute(tiles: NDArray[np.float32]) -> Arrays:
         found = compiled([tiles])
@@ -54,5 +54,6 @@ def _in_openvino(model: onnx.ModelProto) -> Compute:
 
 _COMPILE: dict[str, Callable[[onnx.ModelProto], Compute]] = {
     "onnxruntime": _in_onnxruntime,
-    "openvino": _in_openvino,
+    OPENVINO: _in_openvino,
+    IN_BF16: partial(_in_openvino, bf16=True),
 }

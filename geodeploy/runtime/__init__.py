@@ -116,7 +116,7 @@ def open_session(
     if _takes_openvino(model, file.spec, runtime, device):
         from geodeploy.runtime.openvino import OpenVinoSession
 
-        return OpenVinoSession(file, threads=threads)
+        return OpenVinoSession(file, threads=threads, bf16=_takes_bf16(file))
     from geodeploy.runtime.onnx import OnnxSession
 
     with_tensorrt = runtime == "onnxruntime-tensorrt"
@@ -220,6 +220,23 @@ def _takes_openvino(model: Path, spec: ModelSpec, runtime: Runtime, device: Devi
         return False
     log.info("Running %s in OpenVINO, the fastest that its parity report covers.", model.name)
     return True
+
+
+def _takes_bf16(file: "OnnxFile") -> bool:
+    """Whether OpenVINO computes in bfloat16 what is not int8 in ``file``."""
+    from geodeploy.runtime.openvino import IN_BF16, MAY_TAKE_BF16, has_bf16
+
+    if file.spec.precision not in MAY_TAKE_BF16 or not has_bf16():
+        return False
+    if file.spec.parity and IN_BF16 in file.spec.parity.runtimes:
+        log.info("%s is computed in bfloat16, in which its parity report covers it.", file.path.name)
+        return True
+    log.info(
+        "%s is computed in float32: its parity report does not cover bfloat16, in which this processor "
+        "is faster. Export it again on this machine.",
+        file.path.name,
+    )
+    return False
 
 
 def _is_installed(name: str) -> bool:

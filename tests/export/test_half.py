@@ -20,6 +20,7 @@ from geodeploy.export.options import ExportOptions
 from geodeploy.runtime import open_session
 from geodeploy.runtime.float32 import in_float32, types_of
 from geodeploy.runtime.graph import read_onnx
+from geodeploy.runtime.openvino import OpenVinoSession
 from geodeploy.train.run import Run, load_run
 
 Tune = Callable[..., Path]
@@ -131,15 +132,32 @@ def test_a_half_model_runs_on_a_cpu_where_a_runtime_can(
     run = load_run(exported[0])
     with torch.inference_mode():
         judge = run.model(torch.from_numpy(run.tiles.pixels)).numpy()
-    runtimes = ["onnxruntime"] if precision == "fp16" else []
-    if read_onnx(exported[1]).spec.parity.runtimes[-1:] == ("openvino",):
-        runtimes.append("openvino")
-    for runtime in runtimes:
+    proved = read_onnx(exported[1]).spec.parity.runtimes
+    for runtime in {"onnxruntime", "openvino"}.intersection(proved):
         found = open_session(exported[1], runtime=runtime, device="cpu").run(run.tiles.pixels)
         assert np.abs(found - judge).max() <= 0.02 * np.abs(judge).max()
     if precision == "bf16":
         with pytest.raises(ModelError, match="in bf16, which ONNX Runtime has on GPUs alone"):
             open_session(exported[1], runtime="onnxruntime", device="cpu")
+
+
+def test_openvino_computes_bf16_in_bfloat16_where_the_processor_has_it_and_the_report_covers_it(
+    tune: Tune, tmp_path: Path
+) -> None:
+    openvino = pytest.importorskip("openvino", reason="needs openvino")
+    run, model = tune(), tmp_path / "model.onnx"
+    has_bf16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    report = export(run, model, options=ExportOptions(precision="bf16"))
+    assert report.covered == ("openvino", "openvino-bf16")[: 1 + has_bf16]
+    pixels = load_run(run).tiles.pixels
+    session = open_session(model, runtime="openvino")
+    assert session.name.startswith("openvino-bf16 " if has_bf16 else "openvino ")
+    found = session.run(pixels)
+    # Elsewhere the weights are those of bfloat16, and the arithmetic is float32's.
+    widened = on_cpu(in_float32(onnx.load(model), rounded=False), pixels)
+    plain = OpenVinoSession(read_onnx(model), threads=None).run(pixels)
+    assert np.abs(plain - widened).max() <= 1e-5 * np.abs(widened).max()
+    assert (np.abs(found - widened).max() > 1e-4 * np.abs(widened).max()) == has_bf16
 
 
 def test_the_same_run_gives_the_same_bytes(

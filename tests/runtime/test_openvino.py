@@ -16,6 +16,7 @@ from onnx import helper
 from geodeploy import PredictOptions, predict
 from geodeploy.errors import DeviceError, MissingExtraError, ModelError, ParityError
 from geodeploy.runtime import open_session
+from geodeploy.runtime.openvino import has_bf16
 from geodeploy.spec import ModelSpec, Parity
 
 MakeModel = Callable[..., Any]
@@ -63,6 +64,29 @@ def test_what_no_report_covers_stays_in_onnx_runtime(
     assert open_session(foreign).name.startswith("onnxruntime ")
     assert open_session(foreign, runtime="openvino").name.startswith("openvino ")
     assert "has no parity report" in caplog.text
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_bfloat16_is_left_where_the_report_does_not_cover_it(
+    make_model: MakeModel,
+    make_spec: MakeSpec,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    precision: str,
+) -> None:
+    spec = proved(make_spec().model_copy(update={"precision": precision}), "openvino")
+    model = make_model(tmp_path / "model.onnx", spec, kernels=LAYERS).path
+    with caplog.at_level(logging.INFO):
+        session = open_session(model, runtime="openvino")
+    assert session.name.startswith("openvino ")
+    told = "does not cover bfloat16, in which this processor is faster" in caplog.text
+    assert told == has_bf16()
+    float32 = make_model(
+        tmp_path / "float32.onnx", proved(make_spec(), "openvino"), kernels=LAYERS
+    ).path
+    pixels = np.random.default_rng(3).uniform(0, 0.6, (1, 6, 64, 64)).astype(np.float32)
+    judge = open_session(float32, runtime="openvino").run(pixels)
+    assert np.array_equal(session.run(pixels), judge)
 
 
 def test_what_openvino_cannot_do_is_told(covered: Path, tmp_path: Path) -> None:
