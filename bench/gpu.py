@@ -38,7 +38,8 @@ from geodeploy.runtime import open_session
 from geodeploy.runtime.cuda import Cuda
 from geodeploy.train.run import Run, load_run
 
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+IN_TORCH = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+PRECISIONS = (*IN_TORCH, "int8-tensorrt")
 PACKAGES = (
     "geodeploy-eo", "torch", "onnx", "onnxruntime-gpu", "onnxruntime", "openvino", "tensorrt",
     "cuda-bindings",
@@ -123,7 +124,7 @@ def measure(path: Path, folder: Path, batch: int, seconds: float, rehearse: bool
             except GeodeployError as error:
                 rows[-1]["error"] = str(error)
             print(rows[-1], file=sys.stderr, flush=True)
-    torch_rows = [of_torch(run, name, device, pixels, seconds) for name in PRECISIONS]
+    torch_rows = [of_torch(run, name, device, pixels, seconds) for name in IN_TORCH]
     return {"runtimes": rows, "torch": torch_rows}
 
 
@@ -169,7 +170,7 @@ def of_torch(
     """The merged model in PyTorch, compiled where there is a GPU."""
     model = merge(run.model).to(device)
     compiled = torch.compile(model) if device == "cuda" else model
-    kind = PRECISIONS[precision]
+    kind = IN_TORCH[precision]
 
     def compute(tiles: NDArray[np.float32]) -> object:
         with torch.inference_mode(), torch.autocast(device, kind, enabled=precision != "fp32"):

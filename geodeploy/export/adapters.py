@@ -10,6 +10,7 @@ patch embedding, normalisation of the pixels, and what else one of the RUNs chan
 import logging
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ Tensors = dict[str, Tensor]
 
 def export_runs(runs: Sequence[Path], folder: Path, *, overwrite: bool) -> list[ParityReport]:
     """See `geodeploy.export.export_adapters`."""
+    started = time.monotonic()
     places = _places(runs, folder, overwrite=overwrite)
     first = load_run(runs[0])
     _check_shares(first)
@@ -79,6 +81,12 @@ def export_runs(runs: Sequence[Path], folder: Path, *, overwrite: bool) -> list[
                 beside(drafts / place.name).replace(beside(place))
     finally:
         shutil.rmtree(drafts, ignore_errors=True)
+    log.info(
+        "Wrote %s: a base and its adapters, %d, in %.0f s.",
+        folder,
+        len(places),
+        time.monotonic() - started,
+    )
     return reports
 
 
