@@ -4,10 +4,11 @@ Static quantisation after training, written as pairs of QuantizeLinear and Dequa
 runtimes make arithmetic of whole numbers. Weights are symmetric, with a scale for each output channel;
 what they are multiplied with has one scale, found on real tiles. It is unsigned for ONNX Runtime and
 OpenVINO on CPUs, and signed, with 0 for 0, for TensorRT, which has no other; there biases are float32.
-The layers that lose most by it are put back to float32, as many as it takes; that of the logits never
-left.
+The layers by which it moves the outputs most are put back to float32, as many as it takes; that of the
+logits never left.
 """
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,11 +27,15 @@ from geodeploy.export.values import values_of
 from geodeploy.runtime.graph import to_graph
 from geodeploy.spec import ModelSpec
 
+log = logging.getLogger(__name__)
+
 INT8 = ("int8", "int8-tensorrt")
 """The precisions that are written here."""
 
 _PRODUCTS = {"Conv", "Gemm", "MatMul"}
 _TOKENS = {"Flatten", "Reshape", "Transpose"}
+_TRIED = 2
+"""Tiles that tell how far a layer by itself moves the outputs: there are many layers."""
 
 Tiles = Sequence[NDArray[np.float32]]
 """As the graph takes them."""
@@ -45,8 +50,8 @@ class Layer:
     output: str
     """The name of what it gives."""
     drift: float | None = None
-    """How far int8 in this layer alone moves what it gives: root mean square of the difference, over
-    that of the value. None where nothing had to be put back."""
+    """How far int8 in this layer alone moves the model's outputs: root mean square of the difference,
+    over that of the outputs. None where nothing had to be put back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +60,7 @@ class Quantised:
 
     int8: tuple[Layer, ...]
     float32: tuple[Layer, ...]
-    """Those put back, the one that lost most first."""
+    """Those put back, the one that moved the outputs most first."""
 
 
 def write_int8(path: Path, spec: ModelSpec, pixels: NDArray[np.float32], holds: Holds) -> Quantised:
@@ -78,7 +83,14 @@ def write_int8(path: Path, spec: ModelSpec, pixels: NDArray[np.float32], holds: 
 
     kept: list[Layer] = []
     if not good(kept):
-        layers = _measured(_Writer(model, ranges, signed=signed), layers, tiles)
+        log.info("Trying int8 in each of %d layers by itself ...", len(layers))
+        # Not by how much of its own values a layer loses: little of them may be what counts.
+        few = tiles[:_TRIED]
+        alone = (_outputs(quantise(model, [layer], ranges, signed=signed), few) for layer in layers)
+        layers = [
+            replace(layer, drift=_drift(expected[:_TRIED], found))
+            for layer, found in zip(layers, alone, strict=True)
+        ]
         worst = sorted(layers, key=lambda layer: layer.drift or 0.0, reverse=True)
         kept = worst[: _fewest(len(worst), lambda number: good(worst[:number]))]
     onnx.save(made(kept), path)
@@ -220,32 +232,9 @@ def calibrate(
     return {name: (min(ends), max(ends)) for name, ends in reached.items()}, np.concatenate(outputs)
 
 
-def _measured(writer: _Writer, layers: Sequence[Layer], tiles: Tiles) -> list[Layer]:
-    """``layers`` with their drift, each by itself: what it takes is exact."""
-    taken = {layer.output for layer in layers}
-    for node in writer.model.graph.node:
-        writer.nodes.append(_copy(node))
-        if (exact := node.output[0]) in taken:
-            twin = writer.in_int8(node)
-            twin.name, twin.output[0] = f"{exact}.twin", f"{exact}.twin"
-            writer.nodes += [
-                twin,
-                helper.make_node("Sub", [exact, f"{exact}.twin"], [f"{exact}.apart"]),
-                helper.make_node("ReduceSumSquare", [f"{exact}.apart"], [f"{exact}.lost"], keepdims=0),
-                helper.make_node("ReduceSumSquare", [exact], [f"{exact}.whole"], keepdims=0),
-            ]
-    names = [f"{name}.{what}" for name in taken for what in ("lost", "whole")]
-    compute = values_of(writer.written(), names)
-    sums: dict[str, float] = defaultdict(float)
-    for tile in tiles:
-        found = compute(tile)
-        for name in names:
-            sums[name] += float(found[name])
-
-    def drift(name: str) -> float:
-        return float(np.sqrt(sums[f"{name}.lost"] / max(sums[f"{name}.whole"], 1e-30)))
-
-    return [replace(layer, drift=drift(layer.output)) for layer in layers]
+def _drift(exact: NDArray[np.float32], found: NDArray[np.float32]) -> float:
+    apart = np.square(found.astype(np.float64) - exact).sum()
+    return float(np.sqrt(apart / max(np.square(exact.astype(np.float64)).sum(), 1e-30)))
 
 
 def _outputs(model: onnx.ModelProto, tiles: Tiles) -> NDArray[np.float32]:

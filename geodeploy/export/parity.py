@@ -116,8 +116,8 @@ class PutBack(BaseModel):
     module: str
     """The part of the PyTorch model that it was made of."""
     drift: float
-    """How far int8 in it alone moves what it gives: root mean square of the difference, over that of
-    the value."""
+    """How far int8 in it alone moves the model's outputs: root mean square of the difference, over
+    that of the outputs."""
 
 
 class Quantisation(BaseModel):
@@ -129,13 +129,14 @@ class Quantisation(BaseModel):
     """Tiles of the RUN that ranges were taken from; the report is of the others."""
     int8_layers: int
     float32_layers: tuple[PutBack, ...]
-    """Those that lost most: so many that on the calibration's tiles half of what may differ does."""
+    """Those by which it moved the outputs most: so many that on the calibration's tiles half of what
+    may differ does."""
 
     def __str__(self) -> str:
         layers = self.int8_layers + len(self.float32_layers)
-        put_back = "".join(f", {item.module} ({item.drift:.1%})" for item in self.float32_layers)
+        put_back = "".join(f", {item.module} ({item.drift:.2%})" for item in self.float32_layers)
         return f"{self.int8_layers} of {layers} layers in int8" + (
-            f"; in float32, for int8 moves what they give:{put_back[1:]}" if put_back else ""
+            f"; in float32, for int8 in them moves the outputs most:{put_back[1:]}" if put_back else ""
         )
 
 

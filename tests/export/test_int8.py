@@ -243,8 +243,8 @@ def test_a_layer_that_int8_would_harm_stays_float32_and_is_named(
     assert report.quantisation is not None
     (layer,) = report.quantisation.float32_layers
     assert layer.module == "decoder.levels.2.1.1"  # with its normalisation, which is folded in
-    assert layer.drift > 0.1
-    assert "in float32, for int8 moves what they give: decoder.levels.2.1.1 (" in str(report)
+    assert 1e-3 < layer.drift < 1e-2
+    assert "in float32, for int8 in them moves the outputs most: decoder.levels.2.1.1 (" in str(report)
 
 
 def test_faults_in_one_layer_are_refused_and_the_layer_named(
