@@ -106,6 +106,8 @@ def train_tiny(name: str, folder: Path) -> None:
     from terratorch.datamodules import GenericNonGeoSegmentationDataModule
     from terratorch.tasks import SemanticSegmentationTask
 
+    # TerraTorch asks for less when it is imported, and gets bfloat16 where the processor has it.
+    torch.set_float32_matmul_precision("highest")
     folder.mkdir(exist_ok=True)
     network = (KEPT | OTHERS)[name]
     dates = network.get("backbone_num_frames", 1)
