@@ -27,7 +27,7 @@ Runtime = Literal["auto", "onnxruntime", "openvino", "tensorrt", "onnxruntime-te
 
 
 class Session(Protocol):
-    """A model, loaded and ready."""
+    """A model, loaded and ready; any number of threads may run it."""
 
     spec: ModelSpec
     name: str

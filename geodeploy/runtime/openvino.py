@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -76,15 +77,17 @@ class OpenVinoSession:
         self._model = file.path
         self._queue = ov.AsyncInferQueue(compiled)
         self._queue.set_callback(_keep)
+        self._one_batch = Lock()  # two threads may be handed the same idle stream
 
     def run(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """Outputs (B, K, tile, tile) of pixels (B, C, tile, tile)."""
         parts = to_graph(pixels, self.spec, self._batch)
         found: dict[int, NDArray[np.float32]] = {}
         try:
-            for place, part in enumerate(parts):
-                self._queue.start_async([part], (found, place), share_inputs=True)
-            self._queue.wait_all()
+            with self._one_batch:
+                for place, part in enumerate(parts):
+                    self._queue.start_async([part], (found, place), share_inputs=True)
+                self._queue.wait_all()
         except Exception as error:
             raise ModelError(
                 f"{self._model}: {self.name} could not run it on {list(parts[0].shape)} "

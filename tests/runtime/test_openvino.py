@@ -4,6 +4,7 @@ import logging
 import platform
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,16 @@ def test_batches_and_threads_change_no_byte_of_a_map_made_in_openvino(
         )
         assert report.runtime.startswith("openvino ")
     assert (tmp_path / "one.tif").read_bytes() == (tmp_path / "other.tif").read_bytes()
+
+
+def test_threads_may_share_a_session(covered: Path) -> None:
+    session = open_session(covered, runtime="openvino", threads=2)
+    shares = np.random.default_rng(4).uniform(0, 0.6, (4, 5, 6, 64, 64)).astype(np.float32)
+    judges = [session.run(pixels) for pixels in shares]
+    with ThreadPoolExecutor(len(shares)) as pool:
+        for _ in range(50):
+            for found, judge in zip(pool.map(session.run, shares), judges, strict=True):
+                assert np.array_equal(found, judge)
 
 
 def test_the_map_is_that_of_onnx_runtime(covered: Path, real_scene: Path, tmp_path: Path) -> None:
