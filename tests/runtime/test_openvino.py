@@ -14,7 +14,7 @@ import pytest
 import rasterio
 from onnx import helper
 
-from geodeploy import PredictOptions, predict
+from geodeploy import Model, PredictOptions, predict
 from geodeploy.errors import DeviceError, MissingExtraError, ModelError, ParityError
 from geodeploy.runtime import open_session
 from geodeploy.runtime.openvino import has_bf16
@@ -88,6 +88,19 @@ def test_bfloat16_is_left_where_the_report_does_not_cover_it(
     pixels = np.random.default_rng(3).uniform(0, 0.6, (1, 6, 64, 64)).astype(np.float32)
     judge = open_session(float32, runtime="openvino").run(pixels)
     assert np.array_equal(session.run(pixels), judge)
+
+
+@pytest.mark.parametrize(
+    "asked", [{"runtime": "openvino-bf16"}, {"runtime": "OpenVINO"}, {"device": "gpu"}]
+)
+def test_an_unknown_runtime_or_device_is_not_taken_for_another(
+    covered: Path, asked: dict[str, Any]
+) -> None:
+    (name,) = asked
+    with pytest.raises(DeviceError, match=rf"{name}='.*' is none of auto, "):
+        open_session(covered, **asked)
+    with pytest.raises(DeviceError, match="is none of"):
+        Model(covered, **asked)
 
 
 def test_what_openvino_cannot_do_is_told(covered: Path, tmp_path: Path) -> None:
