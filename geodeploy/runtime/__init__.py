@@ -202,10 +202,14 @@ def _takes_openvino(model: Path, spec: ModelSpec, runtime: Runtime, device: Devi
         if device == "cuda":
             raise DeviceError("OpenVINO runs on the CPU. Take --device cpu, or --runtime onnxruntime.")
         if spec.parity and "openvino" not in proved:
+            advice = "Export it again where openvino is installed"
+            if spec.precision == "int8-tensorrt":
+                advice = "Export the RUN with --precision int8"
+            if spec.precision != "bf16":  # which ONNX Runtime has on GPUs alone
+                advice += ", or take --runtime onnxruntime"
             raise ParityError(
                 f"Nothing proves that {model} does the same in OpenVINO: its parity report covers "
-                f"{', '.join(proved) or 'GPUs'}. Export it again where openvino is installed, or take "
-                "--runtime onnxruntime."
+                f"{', '.join(proved) or 'GPUs'}. {advice}."
             )
         if not spec.parity:
             log.warning("%s has no parity report: nothing proves what it does in OpenVINO.", model)

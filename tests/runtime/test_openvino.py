@@ -67,6 +67,28 @@ def test_what_no_report_covers_stays_in_onnx_runtime(
     assert "has no parity report" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("precision", "covered_by", "advice"),
+    [
+        ("fp32", ["onnxruntime"], "again where openvino is installed, or take --runtime onnxruntime"),
+        ("int8-tensorrt", ["onnxruntime"], "with --precision int8, or take --runtime onnxruntime"),
+        ("bf16", [], "again where openvino is installed"),
+    ],
+)
+def test_what_is_advised_in_place_of_openvino_helps(
+    make_model: MakeModel,
+    make_spec: MakeSpec,
+    tmp_path: Path,
+    precision: str,
+    covered_by: list[str],
+    advice: str,
+) -> None:
+    spec = proved(make_spec().model_copy(update={"precision": precision}), *covered_by)
+    model = make_model(tmp_path / "model.onnx", spec).path
+    with pytest.raises(ParityError, match=rf"Export .*{advice}\.$"):
+        open_session(model, runtime="openvino")
+
+
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
 def test_bfloat16_is_left_where_the_report_does_not_cover_it(
     make_model: MakeModel,
