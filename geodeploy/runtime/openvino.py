@@ -152,7 +152,10 @@ def _widen(graph: Any) -> None:
             values = opset13.constant(node.get_data(dtype=np.float32))
             node.output(0).replace(values.output(0))
         elif node.get_type_name() == "Convert":
-            node.output(0).replace(node.input_value(0))
+            taken = node.input_value(0)
+            if taken.get_element_type() != Type.f32:  # a mask, a number of something
+                taken = opset13.convert(taken, "f32").output(0)
+            node.output(0).replace(taken)
     graph.validate_nodes_and_infer_types()
 
 

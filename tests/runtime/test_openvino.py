@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import rasterio
-from onnx import helper
+from onnx import TensorProto, helper
 
 from geodeploy import Model, PredictOptions, predict
 from geodeploy.errors import DeviceError, MissingExtraError, ModelError, ParityError
@@ -123,6 +123,28 @@ def test_an_unknown_runtime_or_device_is_not_taken_for_another(
         open_session(covered, **asked)
     with pytest.raises(DeviceError, match="is none of"):
         Model(covered, **asked)
+
+
+def test_a_mask_in_bfloat16_is_widened_to_numbers(covered: Path) -> None:
+    """Logits times whether they are positive, all in bfloat16: as elsewhere made."""
+    pixels = np.random.default_rng(5).uniform(0, 0.6, (1, 6, 64, 64)).astype(np.float32)
+    logits = open_session(covered, runtime="openvino").run(pixels)
+    model = onnx.load(covered)
+    graph, half = model.graph, TensorProto.BFLOAT16
+    graph.node[-1].output[0] = "raw"
+    graph.initializer.append(helper.make_tensor("nothing", TensorProto.FLOAT, [], [0.0]))
+    graph.node.extend(
+        [
+            helper.make_node("Greater", ["raw", "nothing"], ["positive"]),
+            helper.make_node("Cast", ["positive"], ["mask"], to=half),
+            helper.make_node("Cast", ["raw"], ["half"], to=half),
+            helper.make_node("Mul", ["half", "mask"], ["kept"]),
+            helper.make_node("Cast", ["kept"], ["logits"], to=TensorProto.FLOAT),
+        ]
+    )
+    onnx.save(model, covered)
+    found = open_session(covered, runtime="openvino").run(pixels)
+    np.testing.assert_allclose(found, np.maximum(logits, 0), rtol=1e-5, atol=1e-6)
 
 
 def test_what_openvino_cannot_do_is_told(covered: Path, tmp_path: Path) -> None:
