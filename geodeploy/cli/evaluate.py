@@ -18,7 +18,7 @@ def evaluate(
     earlier: Annotated[list[Path] | None, typer.Option(metavar="SCENE", help="As in predict.")] = None,
     date: Annotated[list[str] | None, typer.Option(metavar="DATE", help="As in predict.")] = None,
     adapter: Annotated[
-        Path | None, typer.Option(metavar="FILE.onnx_adapter", help="As in predict.")
+        list[Path] | None, typer.Option(metavar="FILE.onnx_adapter", help="As in predict.")
     ] = None,
     bands: Annotated[
         str | None, typer.Option(metavar="B02,B03,...", help="The scene's bands in the model's order.")
@@ -39,7 +39,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,
 ) -> None:
     """Score a model against labels, over all pixels of the map that predict makes."""
-    from geodeploy.cli.options import print_json, progress_bar, split_names, with_defaults
+    from geodeploy.cli.options import one_adapter, print_json, progress_bar, split_names, with_defaults
     from geodeploy.evaluate import evaluate as run
     from geodeploy.predict import PredictOptions
 
@@ -51,7 +51,7 @@ def evaluate(
         scale=scale,
         offset=offset,
         gsd=gsd,
-        adapter=adapter,
+        adapter=one_adapter(adapter),
         overlap=overlap,
         runtime=runtime,
     )

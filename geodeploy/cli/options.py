@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import typer
@@ -31,6 +32,15 @@ def split_names(text: str | None) -> tuple[str, ...] | None:
     if text is None:
         return None
     return tuple(name.strip() for name in text.split(",")) if text.strip() else ()
+
+
+def one_adapter(named: Sequence[Path] | None) -> Path | None:
+    """What ``--adapter`` names; of two the last would win, and nobody would know."""
+    if named and len(named) > 1:
+        raise typer.BadParameter(
+            f"--adapter is given {len(named)} times, and a base takes one at a time. Run once for each."
+        )
+    return named[0] if named else None
 
 
 def print_json(reports: Sequence[BaseModel]) -> None:

@@ -13,7 +13,7 @@ def predict(
         typer.Option("-m", "--model", help="ONNX file or RUN; without it the model that comes along."),
     ] = None,
     adapter: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
             metavar="FILE.onnx_adapter", help="What makes a model of a base (`export --adapters`)."
         ),
@@ -141,7 +141,7 @@ def predict(
     ] = False,
 ) -> None:
     """Map scenes of any size with a model: georeferenced class maps (COG)."""
-    from geodeploy.cli.options import print_json, progress_bar, split_names, with_defaults
+    from geodeploy.cli.options import one_adapter, print_json, progress_bar, split_names, with_defaults
     from geodeploy.derived import DerivedOptions
     from geodeploy.predict import PredictOptions, predict_scenes
     from geodeploy.report import Report
@@ -166,7 +166,7 @@ def predict(
         derived=derived,
         overwrite=overwrite or None,
         on_error=on_error,
-        adapter=adapter,
+        adapter=one_adapter(adapter),
         overlap=overlap,
         blend=blend,
         batch=batch,

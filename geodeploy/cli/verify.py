@@ -10,7 +10,7 @@ def verify(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `geodeploy train` made.")],
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="What was exported of it.")],
     adapter: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(metavar="FILE.onnx_adapter", help="The RUN's own, where MODEL is a base."),
     ] = None,
     bisect: Annotated[
@@ -33,13 +33,13 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compare an exported model with its RUN, on the real tiles that the RUN keeps."""
-    from geodeploy.cli.options import print_json
+    from geodeploy.cli.options import one_adapter, print_json
     from geodeploy.export import bisect as run_bisect
     from geodeploy.export import verify as run_verify
 
-    if bisect and adapter is not None:
+    if bisect and adapter:
         raise typer.BadParameter("--bisect looks into whole models: leave --adapter out.")
-    if picture is not None and (bisect or adapter is not None):
+    if picture is not None and (bisect or adapter):
         raise typer.BadParameter("--picture is of a whole model: leave --bisect and --adapter out.")
     if tolerance is not None and not bisect:
         raise typer.BadParameter("--tolerance does nothing without --bisect.")
@@ -52,7 +52,7 @@ def verify(
         if any(item.first_drift for item in found):
             raise typer.Exit(1)
         return
-    report = run_verify(run, model, adapter=adapter, picture=picture)
+    report = run_verify(run, model, adapter=one_adapter(adapter), picture=picture)
     if as_json:
         print_json([report])
     else:

@@ -96,6 +96,7 @@ def verify(
 
     Raises:
         ParityError: it lies outside the tolerances; the message says how far, and from which layer on.
+        OutputError: ``picture`` cannot be written, or is the model.
     """
     _needs_the_extra()
     if adapter is not None:

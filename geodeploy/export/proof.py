@@ -25,10 +25,13 @@ from geodeploy.runtime.graph import OnnxFile, read_onnx
 from geodeploy.runtime.reference import Reference, pixels_to_keep, thinned
 from geodeploy.spec import REFERENCE_KEY, ModelSpec
 from geodeploy.train.run import Run, load_run
+from geodeploy.writer import check_output
 
 
 def verify_model(run: Path, model: Path, picture: Path | None) -> ParityReport:
     """See `geodeploy.export.verify`."""
+    if picture:
+        check_output(picture, [model], overwrite=True, flag="--picture")
     tuned = load_run(run)
     report = prove(tuned, merge(tuned.model), model)
     if picture:

@@ -46,7 +46,7 @@ def draw_worst(path: Path, tuned: Run, model: Path, report: ParityReport) -> Non
         axis.set_title(title)
     for axis in (seen, left, middle, right):
         axis.set(xticks=[], yticks=[])
-    figure.savefig(path, dpi=90)
+    figure.savefig(path, format="png", dpi=90)
 
 
 def _draw_quantity(

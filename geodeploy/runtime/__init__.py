@@ -5,7 +5,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,7 @@ Runtime = Literal["auto", "onnxruntime", "openvino", "tensorrt", "onnxruntime-te
 
 
 class Session(Protocol):
-    """A model, loaded and ready."""
+    """A model, loaded and ready; any number of threads may run it."""
 
     spec: ModelSpec
     name: str
@@ -71,11 +71,13 @@ def open_session(
     Raises:
         ModelError: it is neither, or it cannot be loaded.
         SpecError: its description is absent, broken or newer than this program.
-        DeviceError: the device asked for is not there.
+        DeviceError: the device asked for is not there, or no such runtime or device is known.
         ParityError: its parity report does not cover the runtime asked for, or on this GPU it does not
             do what the tuned model does.
         MissingExtraError: the runtime is not installed.
     """
+    _check_is_one_of("runtime", runtime, Runtime)
+    _check_is_one_of("device", device, Device)
     if not model.exists():
         raise ModelError(
             f"The model {model} does not exist. Give an ONNX file made by `geodeploy export`, or a RUN."
@@ -180,6 +182,7 @@ def open_base(
     """
     from geodeploy.runtime.adapter import Base
 
+    _check_is_one_of("device", device, Device)
     if path.is_dir():
         raise ModelError(f"{path} is a RUN, whose adapter is its own: leave --adapter out.")
     if runtime not in ("auto", "onnxruntime"):
@@ -199,10 +202,14 @@ def _takes_openvino(model: Path, spec: ModelSpec, runtime: Runtime, device: Devi
         if device == "cuda":
             raise DeviceError("OpenVINO runs on the CPU. Take --device cpu, or --runtime onnxruntime.")
         if spec.parity and "openvino" not in proved:
+            advice = "Export it again where openvino is installed"
+            if spec.precision == "int8-tensorrt":
+                advice = "Export the RUN with --precision int8"
+            if spec.precision != "bf16":  # which ONNX Runtime has on GPUs alone
+                advice += ", or take --runtime onnxruntime"
             raise ParityError(
                 f"Nothing proves that {model} does the same in OpenVINO: its parity report covers "
-                f"{', '.join(proved) or 'GPUs'}. Export it again where openvino is installed, or take "
-                "--runtime onnxruntime."
+                f"{', '.join(proved) or 'GPUs'}. {advice}."
             )
         if not spec.parity:
             log.warning("%s has no parity report: nothing proves what it does in OpenVINO.", model)
@@ -237,6 +244,12 @@ def _takes_bf16(file: "OnnxFile") -> bool:
         file.path.name,
     )
     return False
+
+
+def _check_is_one_of(name: str, given: str, kind: Any) -> None:
+    """Whoever misspells what is to run a model must not get another one in silence."""
+    if given not in get_args(kind):
+        raise DeviceError(f"{name}={given!r} is none of {', '.join(get_args(kind))}.")
 
 
 def _is_installed(name: str) -> bool:

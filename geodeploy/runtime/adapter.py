@@ -62,7 +62,7 @@ def read_adapter(path: Path) -> Adapter:
         values = ort.AdapterFormat.read_adapter(str(path)).get_parameters()
         # Copies: the values lie in memory that goes with the adapter.
         tensors = {name: np.array(value.numpy()) for name, value in values.items()}
-    except RuntimeError as error:  # ONNX Runtime checks all sizes and offsets
+    except (RuntimeError, ValueError) as error:  # ONNX Runtime checks sizes and offsets, Python names
         raise ModelError(
             f"{path} is no adapter of ONNX Runtime, or not whole. Make it again with "
             "`geodeploy export --adapters`."

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from geodeploy.errors import DeviceError, missing_extra
 
+_ADVICE = "See `geodeploy doctor`, or leave TensorRT out, which needs one."
+
 
 class Cuda:
     """The CUDA runtime on the first GPU.
@@ -27,16 +29,13 @@ class Cuda:
             raise missing_extra("tensorrt", "cuda-bindings") from error
         self.api: Any = runtime
         if not self.call("cudaGetDeviceCount"):
-            raise DeviceError("CUDA finds no GPU. Take --device cpu, or see `geodeploy doctor`.")
+            raise DeviceError(f"CUDA finds no GPU. {_ADVICE}")
 
     def call(self, name: str, *arguments: Any) -> Any:
         """What the function ``name`` of the runtime gives."""
         error, *results = getattr(self.api, name)(*arguments)
         if error != self.api.cudaError_t.cudaSuccess:
-            raise DeviceError(
-                f"The GPU cannot be used: {name} says {error.name}. See `geodeploy doctor`, or take "
-                "--device cpu."
-            )
+            raise DeviceError(f"The GPU cannot be used: {name} says {error.name}. {_ADVICE}")
         return results[0] if results else None
 
     def describe(self) -> str:

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -76,15 +77,17 @@ class OpenVinoSession:
         self._model = file.path
         self._queue = ov.AsyncInferQueue(compiled)
         self._queue.set_callback(_keep)
+        self._one_batch = Lock()  # two threads may be handed the same idle stream
 
     def run(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """Outputs (B, K, tile, tile) of pixels (B, C, tile, tile)."""
         parts = to_graph(pixels, self.spec, self._batch)
         found: dict[int, NDArray[np.float32]] = {}
         try:
-            for place, part in enumerate(parts):
-                self._queue.start_async([part], (found, place), share_inputs=True)
-            self._queue.wait_all()
+            with self._one_batch:
+                for place, part in enumerate(parts):
+                    self._queue.start_async([part], (found, place), share_inputs=True)
+                self._queue.wait_all()
         except Exception as error:
             raise ModelError(
                 f"{self._model}: {self.name} could not run it on {list(parts[0].shape)} "
@@ -149,7 +152,10 @@ def _widen(graph: Any) -> None:
             values = opset13.constant(node.get_data(dtype=np.float32))
             node.output(0).replace(values.output(0))
         elif node.get_type_name() == "Convert":
-            node.output(0).replace(node.input_value(0))
+            taken = node.input_value(0)
+            if taken.get_element_type() != Type.f32:  # a mask, a number of something
+                taken = opset13.convert(taken, "f32").output(0)
+            node.output(0).replace(taken)
     graph.validate_nodes_and_infer_types()
 
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from hashlib import sha256
 from itertools import cycle
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -60,18 +61,20 @@ class TensorRtSession:
             _Lane(cuda, self._engine, signature.input, signature.output, self._batch, file)
             for _ in range(_STREAMS)
         ]
+        self._one_batch = Lock()  # the lanes' buffers are of one caller at a time
 
     def run(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """Outputs (B, K, tile, tile) of pixels (B, C, tile, tile)."""
         parts = to_graph(pixels, self.spec, self._batch)
         outputs: list[NDArray[np.float32]] = []
         at_work: deque[_Lane] = deque()
-        for lane, part in zip(cycle(self._lanes), parts, strict=False):
-            if lane in at_work:
-                outputs.append(at_work.popleft().result())
-            lane.start(part)
-            at_work.append(lane)
-        outputs.extend(lane.result() for lane in at_work)
+        with self._one_batch:
+            for lane, part in zip(cycle(self._lanes), parts, strict=False):
+                if lane in at_work:
+                    outputs.append(at_work.popleft().result())
+                lane.start(part)
+                at_work.append(lane)
+            outputs.extend(lane.result() for lane in at_work)
         check_outputs(self._model, self.spec, parts[0], outputs[0])
         return from_graph(outputs, self.spec, len(pixels))
 

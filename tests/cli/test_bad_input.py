@@ -214,3 +214,17 @@ def test_a_scene_without_crs_is_mapped_with_one_warning(
     assert done.stderr.startswith("bare.tif has no CRS")
     assert done.stderr.count("\n") == 1
     assert (tmp_path / "bare_map.tif").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("predict", "scene.tif", "-m", "base.onnx"), ("evaluate", "base.onnx", "scene.tif", "labels.tif"),
+     ("verify", "run", "base.onnx")],
+)  # fmt: skip
+def test_of_two_adapters_none_is_silently_left_out(
+    geodeploy: Command, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    both = ("--adapter", "flood.onnx_adapter", "--adapter", "cloud.onnx_adapter")
+    done = geodeploy(tmp_path, *command, *both)
+    assert done.status == 2
+    assert "--adapter is given 2 times, and a base takes one at a time" in done.err

@@ -231,6 +231,7 @@ def test_what_does_not_belong_together_is_said_in_one_line(
     (tmp_path / "junk.onnx_adapter").write_bytes(b"junk" * 100)
     whole = adapter.read_bytes()
     (tmp_path / "cut.onnx_adapter").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "altered.onnx_adapter").write_bytes(whole.replace(b"lora_A", b"lora\xff\xff"))
     options: list[tuple[str, dict[str, Any]]] = [
         ("none by itself.*--adapter", {"model": base}),
         ("no base that takes adapters", {"model": pointwise.path, "adapter": adapter}),
@@ -239,6 +240,7 @@ def test_what_does_not_belong_together_is_said_in_one_line(
         ("does not exist", {"model": base, "adapter": tmp_path / "gone.onnx_adapter"}),
         ("no adapter of ONNX Runtime", {"model": base, "adapter": tmp_path / "junk.onnx_adapter"}),
         ("or not whole", {"model": base, "adapter": tmp_path / "cut.onnx_adapter"}),
+        ("or not whole", {"model": base, "adapter": tmp_path / "altered.onnx_adapter"}),
     ]
     for message, given in options:
         with pytest.raises(ModelError, match=message) as error:

@@ -37,6 +37,22 @@ def exported(tune: Tune, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     return run, model
 
 
+@pytest.mark.parametrize(
+    ("picture", "complaint"),
+    [
+        ("nowhere/worst.png", "does not exist. Make it first"),
+        ("model.onnx", "is the input itself.*--picture"),
+    ],
+)
+def test_a_picture_that_cannot_be_drawn_is_told_before_any_work(
+    exported: tuple[Path, Path], picture: str, complaint: str
+) -> None:
+    run, model = exported
+    with pytest.raises(OutputError, match=complaint):
+        verify(run.with_name("absent"), model, picture=model.parent / picture)
+    assert read_onnx(model)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_merging_changes_nothing_but_the_form(tune: Tune, method: str) -> None:
     run = load_run(tune(f"method.name={method}"))

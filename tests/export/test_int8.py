@@ -166,7 +166,9 @@ def test_it_is_judged_by_tiles_that_its_ranges_were_not_taken_from(
     tiles = run.tiles.every_other(1).pixels
     with torch.inference_mode():
         judge = run.model(torch.from_numpy(tiles)).numpy().argmax(axis=1)
-    for runtime in read_onnx(exported[1]).spec.parity.runtimes:
+    for runtime in {"onnxruntime", "openvino"}.intersection(
+        read_onnx(exported[1]).spec.parity.runtimes
+    ):
         found = open_session(exported[1], runtime=runtime, device="cpu").run(tiles).argmax(axis=1)
         assert (found == judge).mean() >= 0.99
 

@@ -4,6 +4,7 @@ Not run yet on any GPU.
 """
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
@@ -89,6 +90,17 @@ def test_logits_are_those_of_pytorch_for_any_batch(
             with torch.inference_mode():
                 judge = run.model(torch.from_numpy(pixels)).numpy()
             assert np.abs(session.run(pixels) - judge).max() <= FAR[precision] * np.abs(judge).max()
+
+
+def test_threads_may_share_a_session(models: dict[str, Path], runtime: str) -> None:
+    tiles = load_run(models["run"]).tiles.pixels
+    with closing(open_session(models["fp32"], runtime=runtime, device="cuda")) as session:
+        shares = [np.roll(np.resize(tiles, (8, *tiles.shape[1:])), place, 0) for place in range(4)]
+        judges = [session.run(pixels) for pixels in shares]
+        with ThreadPoolExecutor(len(shares)) as pool:
+            for _ in range(20):
+                for found, judge in zip(pool.map(session.run, shares), judges, strict=True):
+                    assert np.abs(found - judge).max() <= FAR["fp32"] * np.abs(judge).max()
 
 
 @pytest.mark.parametrize("precision", FAR)

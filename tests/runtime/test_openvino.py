@@ -4,6 +4,7 @@ import logging
 import platform
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ import numpy as np
 import onnx
 import pytest
 import rasterio
-from onnx import helper
+from onnx import TensorProto, helper
 
-from geodeploy import PredictOptions, predict
+from geodeploy import Model, PredictOptions, predict
 from geodeploy.errors import DeviceError, MissingExtraError, ModelError, ParityError
 from geodeploy.runtime import open_session
 from geodeploy.runtime.openvino import has_bf16
@@ -66,6 +67,28 @@ def test_what_no_report_covers_stays_in_onnx_runtime(
     assert "has no parity report" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("precision", "covered_by", "advice"),
+    [
+        ("fp32", ["onnxruntime"], "again where openvino is installed, or take --runtime onnxruntime"),
+        ("int8-tensorrt", ["onnxruntime"], "with --precision int8, or take --runtime onnxruntime"),
+        ("bf16", [], "again where openvino is installed"),
+    ],
+)
+def test_what_is_advised_in_place_of_openvino_helps(
+    make_model: MakeModel,
+    make_spec: MakeSpec,
+    tmp_path: Path,
+    precision: str,
+    covered_by: list[str],
+    advice: str,
+) -> None:
+    spec = proved(make_spec().model_copy(update={"precision": precision}), *covered_by)
+    model = make_model(tmp_path / "model.onnx", spec).path
+    with pytest.raises(ParityError, match=rf"Export .*{advice}\.$"):
+        open_session(model, runtime="openvino")
+
+
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
 def test_bfloat16_is_left_where_the_report_does_not_cover_it(
     make_model: MakeModel,
@@ -87,6 +110,41 @@ def test_bfloat16_is_left_where_the_report_does_not_cover_it(
     pixels = np.random.default_rng(3).uniform(0, 0.6, (1, 6, 64, 64)).astype(np.float32)
     judge = open_session(float32, runtime="openvino").run(pixels)
     assert np.array_equal(session.run(pixels), judge)
+
+
+@pytest.mark.parametrize(
+    "asked", [{"runtime": "openvino-bf16"}, {"runtime": "OpenVINO"}, {"device": "gpu"}]
+)
+def test_an_unknown_runtime_or_device_is_not_taken_for_another(
+    covered: Path, asked: dict[str, Any]
+) -> None:
+    (name,) = asked
+    with pytest.raises(DeviceError, match=rf"{name}='.*' is none of auto, "):
+        open_session(covered, **asked)
+    with pytest.raises(DeviceError, match="is none of"):
+        Model(covered, **asked)
+
+
+def test_a_mask_in_bfloat16_is_widened_to_numbers(covered: Path) -> None:
+    """Logits times whether they are positive, all in bfloat16: as elsewhere made."""
+    pixels = np.random.default_rng(5).uniform(0, 0.6, (1, 6, 64, 64)).astype(np.float32)
+    logits = open_session(covered, runtime="openvino").run(pixels)
+    model = onnx.load(covered)
+    graph, half = model.graph, TensorProto.BFLOAT16
+    graph.node[-1].output[0] = "raw"
+    graph.initializer.append(helper.make_tensor("nothing", TensorProto.FLOAT, [], [0.0]))
+    graph.node.extend(
+        [
+            helper.make_node("Greater", ["raw", "nothing"], ["positive"]),
+            helper.make_node("Cast", ["positive"], ["mask"], to=half),
+            helper.make_node("Cast", ["raw"], ["half"], to=half),
+            helper.make_node("Mul", ["half", "mask"], ["kept"]),
+            helper.make_node("Cast", ["kept"], ["logits"], to=TensorProto.FLOAT),
+        ]
+    )
+    onnx.save(model, covered)
+    found = open_session(covered, runtime="openvino").run(pixels)
+    np.testing.assert_allclose(found, np.maximum(logits, 0), rtol=1e-5, atol=1e-6)
 
 
 def test_what_openvino_cannot_do_is_told(covered: Path, tmp_path: Path) -> None:
@@ -135,6 +193,16 @@ def test_batches_and_threads_change_no_byte_of_a_map_made_in_openvino(
         )
         assert report.runtime.startswith("openvino ")
     assert (tmp_path / "one.tif").read_bytes() == (tmp_path / "other.tif").read_bytes()
+
+
+def test_threads_may_share_a_session(covered: Path) -> None:
+    session = open_session(covered, runtime="openvino", threads=2)
+    shares = np.random.default_rng(4).uniform(0, 0.6, (4, 5, 6, 64, 64)).astype(np.float32)
+    judges = [session.run(pixels) for pixels in shares]
+    with ThreadPoolExecutor(len(shares)) as pool:
+        for _ in range(50):
+            for found, judge in zip(pool.map(session.run, shares), judges, strict=True):
+                assert np.array_equal(found, judge)
 
 
 def test_the_map_is_that_of_onnx_runtime(covered: Path, real_scene: Path, tmp_path: Path) -> None:

@@ -222,4 +222,5 @@ def test_an_export_to_tensorrt_without_a_gpu_writes_nothing(tune: Tune, tmp_path
     with pytest.raises(GeodeployError) as caught:
         export(tune(), tmp_path / "model.onnx", options=ExportOptions(to="tensorrt"))
     assert "\n" not in str(caught.value)
+    assert "--device" not in str(caught.value), "which no export has"
     assert not list(tmp_path.iterdir())
