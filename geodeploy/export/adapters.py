@@ -62,7 +62,10 @@ def export_runs(runs: Sequence[Path], folder: Path, *, overwrite: bool) -> list[
             f"{runs[0]}: adapters share the blocks of a vision transformer, and {type(start).__name__} "
             "has none. Export it by itself."
         )
-    tasks = [_read_task(path, first, start) for path in runs]
+    tuned = [first, *map(load_run, runs[1:])]
+    for run in tuned:
+        _check_same_backbone(run, first, start)
+    tasks = [_read_task(run, start) for run in tuned]
     usual = {name: start.state_dict()[name] for task in tasks for name in task.changed}
     drafts = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.absolute().parent))
     try:
@@ -230,9 +233,7 @@ class _Task:
     """Tensors of the backbone that are not as at the start, by its names."""
 
 
-def _read_task(path: Path, first: Run, start: nn.Module) -> _Task:
-    run = first if path == first.path else load_run(path)
-    _check_same_backbone(run, first, start)
+def _read_task(run: Run, start: nn.Module) -> _Task:
     merged = merge(run.model, dtype=torch.float64).state_dict()
     before = {name: value.double() for name, value in start.state_dict().items()}
     after = {
@@ -254,7 +255,7 @@ def _read_task(path: Path, first: Run, start: nn.Module) -> _Task:
         rank, most = len(b_RO), min(value.shape) // 2
         if rank > most:
             raise RecipeError(
-                f"{path}: {run.recipe.method.title} changes {layer} by a matrix of rank {rank}; an "
+                f"{run.path}: {run.recipe.method.title} changes {layer} by a matrix of rank {rank}; an "
                 f"adapter holds products of rank {most} at most. Export it by itself."
             )
         tensors |= {f"{_BACKBONE}{layer}.lora_A": a_IR, f"{_BACKBONE}{layer}.lora_B": b_RO}
