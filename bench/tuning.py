@@ -6,12 +6,12 @@
     python bench/tuning.py --memory                 memory and time of a step, ViT-B
 
 Each image is cut into columns of 128 pixels that train, validate or are held out, with 16 pixels
-without labels wherever two kinds meet. A method is tried with three learning rates on the first seed;
-the one that validates best is taken for the other seeds too, and each run keeps the weights that
-validate best. The held-out columns are scored once, with those. Steps, windows and augmentation are
-the same for all methods. Every run is a process of its own with its share of the cores, and writes one
-JSON file into bench/results/tuning; it is not run again while that file is there. Needs the extra
-``train``.
+without labels wherever two kinds meet. A method is tried with three learning rates on the first seed,
+and with more for as long as the best is the lowest or the highest tried; the one that validates best
+is taken for the other seeds too, and each run keeps the weights that validate best. The held-out
+columns are scored once, with those. Steps, windows and augmentation are the same for all methods.
+Every run is a process of its own with its share of the cores, and writes one JSON file into
+bench/results/tuning; it is not run again while that file is there. Needs the extra ``train``.
 """
 
 import argparse
@@ -34,12 +34,14 @@ import rasterio
 from cloud import ious, spread
 from ways import resident_kib
 
+from geodeploy.errors import ModelError
 from geodeploy.machine import usable_cores
 
 BENCH = Path(__file__).resolve().parent
 RESULTS = BENCH / "results" / "tuning"
 COLUMN, GAP, UNLABELLED = 128, 16, 255
 SEEDS = (0, 1, 2)
+RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 SPLITS = {"T": "train", "V": "validation", "H": "test"}
 
 
@@ -62,6 +64,7 @@ class Method:
     title: str
     overrides: tuple[str, ...]
     rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    """The first to be tried, of RATES."""
 
 
 @dataclass(frozen=True)
@@ -162,10 +165,14 @@ def main() -> None:
 
 
 def fill(cell: Cell, root: Path, threads: int) -> None:
-    """Every rate on the first seed, then the other seeds with the best."""
-    rates = METHODS[cell.method].rates
-    for rate in rates:
-        run_once(cell, rate, SEEDS[0], root, threads)
+    """Rates on the first seed until the best has others on both sides, then the other seeds with it."""
+    untried = list(METHODS[cell.method].rates)
+    while untried:
+        for rate in untried:
+            run_once(cell, rate, SEEDS[0], root, threads)
+        best = RATES.index(best_rate(cell))
+        around = RATES[max(best - 1, 0) : best + 2]
+        untried = [rate for rate in around if not record_of(cell, rate, SEEDS[0]).exists()]
     for seed in SEEDS[1:]:
         run_once(cell, best_rate(cell), seed, root, threads)
 
@@ -175,11 +182,20 @@ def record_of(cell: Cell, rate: float, seed: int) -> Path:
     return RESULTS / f"{cell.data}-{cell.backbone}-{cell.method}-{rate:g}-s{seed}.json"
 
 
+def tried_rates(cell: Cell) -> dict[float, float]:
+    """What each rate gave on the validation columns with the first seed."""
+    files = {rate: record_of(cell, rate, SEEDS[0]) for rate in RATES}
+    return {
+        rate: float(json.loads(file.read_text())["validation"])
+        for rate, file in files.items()
+        if file.exists()
+    }
+
+
 def best_rate(cell: Cell) -> float:
     """The one that validated best on the first seed."""
-    tried = {rate: record_of(cell, rate, SEEDS[0]) for rate in METHODS[cell.method].rates}
-    found = {rate: json.loads(file.read_text())["validation"] for rate, file in tried.items()}
-    return max(found, key=lambda rate: float(found[rate]))
+    tried = tried_rates(cell)
+    return max(tried, key=lambda rate: tried[rate])
 
 
 def run_once(cell: Cell, rate: float, seed: int, root: Path, threads: int) -> None:
@@ -223,7 +239,10 @@ def tune(cell: Cell, rate: float, seed: int, root: Path, threads: int) -> dict[s
             f"seed={seed}",
         ]
         run = Path(folder) / "run"
-        report = train(BENCH / "recipes" / f"tuning-{cell.data}.toml", run, overrides=overrides)
+        try:
+            report = train(BENCH / "recipes" / f"tuning-{cell.data}.toml", run, overrides=overrides)
+        except ModelError as error:  # it has diverged
+            return {"validation": 0.0, "failed": str(error)}
         tuned = [file for file in run.glob("*.safetensors") if file.name != HEAD]
         tuned_bytes = sum(file.stat().st_size for file in tuned)
     metrics = report.metrics
@@ -280,7 +299,8 @@ def write_table() -> str:
             f"## {title}",
             "",
             "Mean IoU over the seeds and the largest difference from it, and the IoU of each class; "
-            "the learning rate that validated best, and what the three gave on the validation columns.",
+            "the learning rate that validated best, and what each tried gave on the validation "
+            "columns.",
             "",
             "| backbone | method | seeds | mIoU, held out | mIoU, validation | IoU of each class | "
             "rate | validation at each rate | trained in the backbone, in all | adapter or backbone in "
@@ -295,15 +315,13 @@ def write_table() -> str:
 
 
 def _row(cell: Cell) -> str | None:
-    rates = METHODS[cell.method].rates
-    first = {rate: record_of(cell, rate, SEEDS[0]) for rate in rates}
-    if not all(file.exists() for file in first.values()):
+    tried = tried_rates(cell)
+    if not tried:
         return None
     best = best_rate(cell)
     files = [file for seed in SEEDS if (file := record_of(cell, best, seed)).exists()]
     records = [json.loads(file.read_text()) for file in files]
     per_class = np.array([ious(np.array(record["confusion"])) for record in records])
-    tried = [json.loads(file.read_text())["validation"] for file in first.values()]
     facts = records[0]
     cells = [
         BACKBONES[cell.backbone][0],
@@ -313,7 +331,7 @@ def _row(cell: Cell) -> str | None:
         spread([float(record["validation"]) for record in records]),
         " ".join(f"{value:.2f}" for value in per_class.mean(axis=0)),
         f"{best:g}",
-        " ".join(f"{value:.3f}" for value in tried),
+        ", ".join(f"{rate:g}: {value:.3f}" for rate, value in tried.items()),
         f"{facts['trainable_backbone_parameters']:,}, {facts['trainable_parameters']:,}",
         f"{facts['tuned_bytes'] / 1e6:.1f} MB",
         f"{statistics.mean(record['memory_mib'] for record in records):.0f} MiB",
