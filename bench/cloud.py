@@ -41,7 +41,15 @@ LIGHT = (
     "augmentation.zoom=[0.53,1.73]",
 )
 VIT = ("training.steps=150", "model.tile=168", "augmentation.zoom=[0.61,1.98]")
-"""Both cut windows of 102 to 333 pixels, into smaller tiles than the recipes: hours, not days."""
+GALILEO = (
+    "training.steps=150",
+    "model.backbone=galileo_nano",
+    "model.weights={root}/galileo-nano-weights/encoder.pt",
+    "data.gsd_m=30",
+    "model.tile=128",
+    "augmentation.zoom=[0.8,2.6]",
+)
+"""All cut windows of 102 to 333 pixels, into smaller tiles than the recipes: hours, not days."""
 PLAIN = ("augmentation.clouds.share=0", "training.class_weights=[1,10,1,1]")
 LEVERS = (
     "augmentation.clouds={share=0.5, cloud=4, shadow=0, unshaded=[1]}",
@@ -92,8 +100,17 @@ METHODS = {
     ),
     "light-levers": Method("light convolutional U-Net, with the levers", STUDENT, LIGHT, levers=True),
     "vit-lora-levers": Method("DINOv2 ViT-S/14, LoRA r 16, with the levers", TEACHER, VIT, levers=True),
+    "galileo-levers": Method(
+        "Galileo-nano, frozen, U-Net decoder, with the levers",
+        TEACHER,
+        (*GALILEO, "method.name=linear"),
+        levers=True,
+    ),
+    "galileo-lora-levers": Method(
+        "Galileo-nano, LoRA r 16, with the levers", TEACHER, GALILEO, levers=True
+    ),
     "student": Method(
-        "light convolutional U-Net distilled from the row above",
+        "light convolutional U-Net distilled from that DINOv2",
         STUDENT,
         LIGHT,
         levers=True,
@@ -119,7 +136,7 @@ METHODS = {
 def main() -> None:
     """Run what has not been run, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("root", type=Path, help="holds cloud-landsat-ukis and s2-virginia-coast")
+    parser.add_argument("root", type=Path, help="holds the scenes and Galileo's weights")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path(tempfile.gettempdir()) / "geodeploy-cloud")
@@ -173,8 +190,10 @@ def tune(
     if method.quarter:
         labels = str(keep_corner(Path(labels), seed, runs / f"{CHIPS[train]}_corner{seed}.tif"))
     overrides = [
-        *method.overrides, *scenes(train, labels, root, levers=method.levers), f"seed={seed}",
-    ]  # fmt: skip
+        *(override.replace("{root}", str(root)) for override in method.overrides),
+        *scenes(train, labels, root, levers=method.levers),
+        f"seed={seed}",
+    ]
     overrides += LEVERS if method.levers else PLAIN
     if not output.exists():
         if method.teacher:
