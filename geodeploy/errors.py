@@ -81,7 +81,8 @@ def missing_extra(extra: str, package: str) -> MissingExtraError:
 
 def first_line(error: BaseException) -> str:
     """The beginning of what another library says, fit for one line of a terminal."""
-    line = (str(error).strip() or repr(error)).splitlines()[0][:200]
+    first, *rest = (str(error).strip() or repr(error)).splitlines()
+    line = (f"{first} {rest[0].strip()}" if first.endswith(":") and rest else first)[:200]
     return "".join(letter if letter.isprintable() else "?" for letter in line)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rasterio.enums import MaskFlags
 
 from geodeploy.errors import LabelError
 from geodeploy.spec import NODATA, Presence, SegmentationClass, Target
@@ -53,6 +54,31 @@ def class_positions(
     return lookup[where].reshape(labels.shape)
 
 
+def stored_positions(
+    labels: Any,
+    stored: Any,
+    classes: Sequence[SegmentationClass],
+    ignore: Iterable[int],
+    *,
+    source: str,
+) -> NDArray[np.uint8]:
+    """As `class_positions`, of what was read from the open raster ``labels``.
+
+    ``stored`` is masked by numpy where the file has no data. Of that, a mask counts in any case, a
+    nodata tag unless it is the value of a class.
+
+    Raises:
+        LabelError: as `class_positions`.
+    """
+    ignored = ignored_values(classes, ignore, labels.nodata)
+    if MaskFlags.per_dataset not in labels.mask_flag_enums[0]:
+        return class_positions(stored.data, classes, ignored, source=source)
+    seen = ~np.ma.getmaskarray(stored)
+    positions = np.full(stored.shape, IGNORED, np.uint8)
+    positions[seen] = class_positions(stored.data[seen], classes, ignored, source=source)
+    return positions
+
+
 def present_classes(
     positions: NDArray[np.uint8], classes: int, presence: Presence, *, inside: float = 1.0
 ) -> NDArray[np.uint8]:
@@ -76,20 +102,32 @@ def _several(values: list[int]) -> str:
 def target_bands(labels: Any, targets: Sequence[Target], *, source: str) -> list[int]:
     """The numbers of the bands of an open raster that hold the ``targets``: by name, or in order.
 
+    In order where the bands have no names, and where there is one alone.
+
     Raises:
-        LabelError: it has neither all names nor as many bands.
+        LabelError: it has neither all names nor as many bands, or several bands of other names.
     """
     names = [target.name for target in targets]
     found = list(labels.descriptions)
     if set(names) <= set(found):
         return [found.index(name) + 1 for name in names]
-    if labels.count == len(names):
-        return list(range(1, len(names) + 1))
     known = ", ".join(name or "unnamed" for name in found)
-    raise LabelError(
-        f"{source} has {labels.count} band(s) ({known}); one for each of {', '.join(names)} is needed, "
-        "by that name or in that order."
-    )
+    if labels.count != len(names):
+        raise LabelError(
+            f"{source} has {labels.count} band(s) ({known}); one for each of {', '.join(names)} is "
+            "needed, by that name or in that order."
+        )
+    others = [
+        f"{name} where {wanted} is expected"
+        for name, wanted in zip(found, names, strict=True)
+        if name not in (None, "", wanted)
+    ]
+    if others and len(names) > 1:
+        raise LabelError(
+            f"{source} has the band {others[0]}: which is which cannot be told. Name the targets as "
+            f"the bands are named ({known}), or the bands as the targets."
+        )
+    return list(range(1, len(names) + 1))
 
 
 def target_values(

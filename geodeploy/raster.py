@@ -75,6 +75,8 @@ class Raster:
     """Whether neither the file nor the user gives a scale or an offset."""
     notes: list[str]
     """What the user should know about how the scene was read."""
+    band_notes: list[str]
+    """Those about its bands."""
     dates: int = 1
     """Whose bands these are, date by date, the oldest first."""
     skip: bool = False
@@ -236,7 +238,7 @@ def _open(
 ) -> Raster:
     chosen: list[Asset] = []
     indexes: list[int] = []
-    notes: list[str] = []
+    band_notes: list[str] = []
     for source, select in sources:
         if select is None:
             _check_lost(source, band_names)
@@ -250,7 +252,7 @@ def _open(
         )
         chosen += [source.assets[index - 1] for index in found]
         indexes += found
-        notes += said
+        band_notes += said
     times, plus = np.resize(scale, len(chosen)), np.resize(offset, len(chosen))
     opened = [
         _open_layer(path, [(place, asset) for place, asset in enumerate(chosen) if asset.path == path])
@@ -267,6 +269,7 @@ def _open(
     file_scales, file_offsets = np.ones(len(chosen)), np.zeros(len(chosen))
     for layer, scales, offsets in opened:
         file_scales[layer.places], file_offsets[layer.places] = scales, offsets
+    notes = [*band_notes]
     if grid.crs is None:
         notes.append(
             f"{source.name} has no CRS: the map will have none either, and no areas in square metres."
@@ -286,6 +289,7 @@ def _open(
         offsets=(file_offsets * times + plus).astype(np.float32).reshape(shape),
         is_bare=bool((times == 1).all() and not plus.any()) and {*file_scales, *file_offsets} <= {0, 1},
         notes=notes,
+        band_notes=band_notes,
         dates=len(sources),
     )
 

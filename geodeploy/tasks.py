@@ -18,7 +18,7 @@ from geodeploy.cog import Frame
 from geodeploy.errors import LabelError, RecipeError
 from geodeploy.labels import (
     class_positions,
-    ignored_values,
+    stored_positions,
     target_bands,
     target_values,
 )
@@ -174,8 +174,7 @@ class Segmentation:
     def truth(self, labels: Any, stored: Any) -> NDArray[Any]:
         """Positions of classes; a nodata tag that is a listed class is no nodata."""
         spec = self._spec
-        ignored = ignored_values(spec.classes, spec.ignore, labels.nodata)
-        return class_positions(stored.data, spec.classes, ignored, source=_name(labels))
+        return stored_positions(labels, stored, spec.classes, spec.ignore, source=_name(labels))
 
     def found(self, mapped: NDArray[Any]) -> NDArray[Any]:
         """Positions of classes."""

@@ -118,6 +118,24 @@ def test_the_nodata_tag_is_ignored_unless_it_is_a_class(
     assert evaluate(pointwise.path, real_scene, listed).ignored == 0
 
 
+@pytest.mark.parametrize("shift", [0, 0.5])
+def test_what_a_mask_hides_is_not_scored(
+    tmp_path: Path,
+    pointwise: object,
+    real_scene: Path,
+    scored: tuple[np.ndarray, Affine],
+    shift: float,
+) -> None:
+    values, transform = scored
+    truth = np.full(values.shape, 3, np.uint8)
+    truth[:100] = 77  # which is no class: nobody is to look under the mask
+    grid = transform @ Affine.translation(shift, 0)
+    path = write_labels(tmp_path / "masked.tif", truth, transform=grid)
+    with rasterio.open(path, "r+") as labels:
+        labels.write_mask(truth != 77)
+    assert evaluate(pointwise.path, real_scene, path).ignored == 100 * values.shape[1]
+
+
 def test_an_unknown_label_value_is_named(
     tmp_path: Path, pointwise: object, real_scene: Path, scored: tuple[np.ndarray, Affine]
 ) -> None:

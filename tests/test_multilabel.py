@@ -267,6 +267,21 @@ def test_chips_and_a_table_teach_the_same(folder: Path, tmp_path: Path) -> None:
     )
 
 
+def test_the_last_weights_are_kept_where_nothing_can_be_scored(tmp_path: Path) -> None:
+    path = table(
+        tmp_path,
+        "chip,water,forest,built\na,1,0,1\nb,0,1,0\neast/c,0,0,0\n",
+        'train = "train.txt"\nvalidation = "validation.txt"',
+    )
+    (tmp_path / "train.txt").write_text("a\nb\n")
+    (tmp_path / "validation.txt").write_text("east/c\n")
+    overrides = ["training.steps=3", "training.validate_every=1", "training.patience=1"]
+    metrics = train(path, tmp_path / "run", overrides=overrides).metrics
+    assert (metrics.best_step, metrics.steps) == (3, 3)
+    assert isinstance(metrics.scores, MultilabelScores)
+    assert metrics.scores.mean_average_precision is None
+
+
 def table(folder: Path, text: str, keys: str = "", *, side: int = TILE) -> Path:
     """A recipe for three small chips and a table that says ``text``."""
     rng = np.random.default_rng(0)

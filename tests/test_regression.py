@@ -333,6 +333,50 @@ def test_labels_out_of_range_or_without_the_bands_are_refused(folder: Path, tmp_
         train(recipe, tmp_path / "other", overrides=overrides)
 
 
+def test_bands_of_other_names_are_not_taken_in_order(folder: Path, tmp_path: Path) -> None:
+    recipe, values = folder / "recipe.toml", labels_of(folder)
+    labels = tmp_path / "labels.tif"
+    overrides = [f"data.scene.0.labels={labels}"]
+    write(labels, values[::-1], ("biomass", "canopy height"), nodata=np.nan)
+    with pytest.raises(LabelError, match=r"band biomass where height is expected: .* Name the targets"):
+        train(recipe, tmp_path / "run", overrides=overrides)
+    assert check_data(recipe, overrides=overrides).errors
+    for names in ((None, None), ("height", None)):
+        write(labels, values, names, nodata=np.nan)
+        with open_scenes(load_recipe(recipe, overrides)) as (scene,):
+            np.testing.assert_array_equal(scene.values, values)
+
+
+def test_data_check_tells_targets_without_labels_as_a_training_does(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe, values = folder / "recipe.toml", labels_of(folder)
+    with open_scenes(load_recipe(recipe)) as (scene,):
+        trains, validates = scene.part == 1, scene.part == 2
+    labels = tmp_path / "labels.tif"
+    overrides = [f"data.scene.0.labels={labels}", "training.steps=1"]
+
+    def told(change: float, where: NDArray[np.bool_]) -> list[str]:
+        changed = values.copy()
+        changed[1][where & np.isfinite(values[1])] = change
+        write(labels, changed, ("height", "biomass"), nodata=np.nan)
+        report = check_data(recipe, overrides=overrides)
+        return [
+            f"{item.severity}: {item.message}" for item in report.findings if item.kind == "classes"
+        ]
+
+    assert told(np.nan, trains) == [
+        "error: targets.1: biomass is known at none of the training pixels: nothing can be learned "
+        "from it."
+    ]
+    assert "error: targets.1: biomass is 7 at every one" in told(7, trains)[0]
+    assert told(np.nan, validates) == [
+        "warning: no label that validates has biomass: it is not scored."
+    ]
+    train(recipe, tmp_path / "run", overrides=overrides)
+    assert "No label that validates has biomass" in caplog.text
+
+
 def test_a_quantity_that_is_one_number_everywhere_is_refused(folder: Path, tmp_path: Path) -> None:
     values = np.full((2, 140, 120), 7, np.float32)
     write(tmp_path / "flat.tif", values, ("height", "biomass"))

@@ -40,7 +40,9 @@ class Config:
 class Arguments:
     """Keyword arguments, each to be taken once; those that are left at the end are not understood."""
 
-    def __init__(self, source: str, given: Mapping[str, Any]) -> None:
+    def __init__(self, source: str, given: Any) -> None:
+        if not isinstance(given, Mapping):
+            raise RecipeError(f"{source} must be a table, found {given!r}.")
         self.source = source
         self._left = dict(given)
 
@@ -55,8 +57,10 @@ class Arguments:
 
     def numbers(self, key: str, default: Sequence[int] | int | None) -> tuple[int, ...]:
         """The whole numbers ``key``, of which one may stand alone."""
-        found = self.take(key, default)
-        return tuple(_whole(item, f"{self.source}.{key}") for item in _listed(found))
+        found = listed(self.take(key, default))
+        if not found and default != []:
+            raise RecipeError(f"{self.source}.{key} must have a whole number, found [].")
+        return tuple(_whole(item, f"{self.source}.{key}") for item in found)
 
     def only(self, key: str, *allowed: Any) -> None:
         """Take ``key``, and refuse anything but what changes nothing here."""
@@ -115,7 +119,7 @@ def read_config(path: Path) -> Config:
 
 def necks(config: Config) -> Iterator[tuple[str, Arguments]]:
     """Name and arguments of each of the network's necks."""
-    for number, neck in enumerate(_listed(config.network.take("necks", []))):
+    for number, neck in enumerate(listed(config.network.take("necks", []))):
         if not isinstance(neck, Mapping) or "name" not in neck:
             raise RecipeError(f"{config.path}: necks.{number} has no name.")
         arguments = {key: value for key, value in neck.items() if key != "name"}
@@ -131,7 +135,8 @@ def _part(document: Any, key: str, path: Path) -> Mapping[str, Any]:
     return found
 
 
-def _listed(value: Any) -> list[Any]:
+def listed(value: Any) -> list[Any]:
+    """The items of a list, or the one thing that stands for a list of one."""
     return list(value) if isinstance(value, list | tuple | range) else [value]
 
 

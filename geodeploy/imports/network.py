@@ -4,8 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
 from geodeploy.errors import RecipeError
-from geodeploy.imports.config import Arguments, Config, necks
+from geodeploy.imports.config import Arguments, Config, listed, necks
+from geodeploy.spec import first_problem
 from geodeploy.train.backbones.prithvi import VARIANTS
 from geodeploy.train.method_options import Lora, RsLora
 from geodeploy.train.recipe import BackboneOptions, TerraTorch
@@ -57,8 +60,15 @@ def read_network(config: Config) -> Network:
     """The network that ``config`` describes.
 
     Raises:
-        RecipeError: it is one that cannot be built here just like it.
+        RecipeError: it is one that cannot be built here just like it, or that nobody can build.
     """
+    try:
+        return _read_network(config)
+    except ValidationError as error:
+        raise RecipeError(f"{config.network.source}: {first_problem(error)}.") from error
+
+
+def _read_network(config: Config) -> Network:
     given = config.network
     given.drop(*_TRAINING_ALONE)
     given.only("backbone_vpt", False)
@@ -78,7 +88,7 @@ def read_network(config: Config) -> Network:
     resized = bool(given.take("rescale", True))
     given.only("image_size_out", tile, [tile, tile])
     lora = _read_lora(given)
-    bands = tuple(given.take("backbone_bands", ()))
+    bands = tuple(listed(given.take("backbone_bands", [])))
     given.end()
     return Network(
         backbone=found.name,
@@ -169,11 +179,12 @@ def _blocks(indices: tuple[int, ...], depth: int) -> tuple[int, ...]:
 
 
 def _read_tiling(config: Config, side: int) -> tuple[int, int | None]:
-    tiling = config.task.get("tiled_inference_parameters") or {}
-    crop, stride = tiling.get("h_crop"), tiling.get("h_stride")
-    if not crop or tiling.get("w_crop", crop) != crop:
+    told = config.task.get("tiled_inference_parameters") or {}
+    tiling = Arguments(f"{config.path}: tiled_inference_parameters", told)
+    crop, stride = tiling.number("h_crop", 0), tiling.number("h_stride", 0)
+    if not crop or tiling.number("w_crop", crop) != crop:
         return side, None
-    return int(crop), int(crop) - int(stride) if stride else None
+    return crop, crop - stride if stride else None
 
 
 def _read_decoder(config: Config, found: _Found, classes: int) -> tuple[TerraTorch, int | None]:

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from geodeploy.bands import common_names
 from geodeploy.errors import RecipeError, WeightsError
-from geodeploy.imports.config import Config
+from geodeploy.imports.config import Config, listed
 from geodeploy.imports.network import Network
 from geodeploy.imports.options import ImportOptions
 from geodeploy.imports.weights import TrainedWeights
@@ -76,7 +76,12 @@ def stored_scale(config: Config, options: ImportOptions) -> float:
             f"{config.path} does not say what stored values are multiplied with "
             "(data.init_args.constant_scale): give the number with --scale, 1 for none."
         )
-    return float(told or 1.0)
+    try:
+        return float(told or 1.0)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(
+            f"{config.path}: data.init_args.constant_scale must be a number, found {told!r}."
+        ) from error
 
 
 def _data(config: Config, bands: Sequence[str], options: ImportOptions) -> Data:
@@ -100,11 +105,12 @@ def _bands(config: Config, network: Network, options: ImportOptions) -> tuple[st
     if options.bands:
         return options.bands
     told = config.told("output_bands", "dataset_bands", "bands") or network.bands
-    if not told or not all(isinstance(band, str) for band in told):
+    if not told or not all(isinstance(band, str) for band in listed(told)):
         raise RecipeError(
             f"{config.path} does not name the bands (data.init_args.output_bands has "
             f"{told or 'nothing'}): name them in the model's order with --bands blue,green,red,..."
         )
+    told = listed(told)
     names = zip(told, common_names(told), strict=True)
     return tuple(common or name.lower() for name, common in names)
 
@@ -113,6 +119,12 @@ def _statistics(
     config: Config, what: str, given: tuple[float, ...] | None, bands: Sequence[str]
 ) -> tuple[float, ...]:
     found: Any = given or config.told(f"{what}s")
+    words = [item for item in listed(found) if isinstance(item, str)]
+    if words:  # PyYAML takes 1e-1 for a word; YAML 1.1 wants 1.0e-1
+        raise RecipeError(
+            f"{config.path}: data.init_args.{what}s holds the text {words[0]!r} where a number is "
+            f"needed. Write it as YAML does (1.0e-1, not 1e-1), or give the numbers with --{what}."
+        )
     if not isinstance(found, list | tuple) or not all(isinstance(item, int | float) for item in found):
         raise RecipeError(
             f"{config.path} does not say the {what} of each band (data.init_args.{what}s): give the "
@@ -128,7 +140,7 @@ def _statistics(
 
 def _classes(config: Config, network: Network, options: ImportOptions) -> tuple[SegmentationClass, ...]:
     told = config.task.get("class_names") or [f"class {value}" for value in range(network.classes)]
-    names = options.classes or tuple(map(str, told))
+    names = options.classes or tuple(map(str, listed(told)))
     if len(names) != network.classes:
         raise RecipeError(
             f"{len(names)} names are given for {network.classes} classes. Give as many with --classes."

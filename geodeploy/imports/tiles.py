@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from geodeploy.errors import RecipeError
-from geodeploy.imports.config import Config
+from geodeploy.imports.config import Config, listed
 from geodeploy.imports.options import ImportOptions
 from geodeploy.imports.recipe import stored_scale
 from geodeploy.labels import IGNORED
@@ -48,8 +48,13 @@ def find_images(config: Config, spec: ModelSpec, options: ImportOptions) -> Imag
 
 
 def _numbers(config: Config, spec: ModelSpec) -> tuple[str, ...]:
-    there = config.told("dataset_bands", "output_bands") or spec.band_names
-    chosen = config.told("output_bands") or there
+    there = listed(config.told("dataset_bands", "output_bands") or list(spec.band_names))
+    chosen = listed(config.told("output_bands") or there)
+    if absent := [band for band in chosen if band not in there]:
+        raise RecipeError(
+            f"{config.path}: output_bands has {absent[0]}, which is none of dataset_bands "
+            f"({', '.join(map(str, there))}). Mend the YAML, or name an image with --scene."
+        )
     count, dates = len(there), spec.timesteps
     apart, step = (1, dates) if config.told("temporal_channel_major") else (count, 1)
     return tuple(

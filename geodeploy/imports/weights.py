@@ -57,12 +57,17 @@ def sort_weights(tensors: Mapping[str, Tensor], network: Network, source: str) -
     """The tensors of a checkpoint by what they belong to; losses and auxiliary heads are left aside.
 
     Raises:
-        WeightsError: there is no model in it.
+        WeightsError: there is no model in it, or a broken one.
     """
     encoder: dict[str, Tensor] = {}
     decoder: dict[str, Tensor] = {}
     adapters: dict[str, dict[str, Tensor]] = {}
     for full, value in tensors.items():
+        if not value.isfinite().all():
+            raise WeightsError(
+                f"{source} holds numbers that are not finite, the first in {full}: its training broke. "
+                "Take the checkpoint of an earlier step."
+            )
         name = full.removeprefix("model.")
         part, _, rest = name.partition(".")
         if part == "encoder" and not _UNUSED.search(rest):
@@ -82,7 +87,7 @@ def sort_weights(tensors: Mapping[str, Tensor], network: Network, source: str) -
         # A decoder that gives logits by itself: the head here leaves them as they are.
         decoder |= {"head.1.weight": torch.eye(network.classes)[..., None, None]}
         decoder |= {"head.1.bias": torch.zeros(network.classes)}
-    return TrainedWeights(_fuse(encoder), adapters, decoder)
+    return TrainedWeights(_fuse(encoder, source), adapters, decoder)
 
 
 def _split_name(layer: str) -> str:
@@ -90,14 +95,20 @@ def _split_name(layer: str) -> str:
     return f"{before}.{_PARTS.get(last, last)}"
 
 
-def _fuse(encoder: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _fuse(encoder: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
     """``encoder`` with one layer for query, key and value."""
     fused = {}
     for name, value in encoder.items():
         if ".k_linear." in name or ".v_linear." in name:
             continue
         if ".q_linear." in name:
-            parts = [encoder[name.replace("q_linear", part)] for part in _PARTS]
+            names = [name.replace("q_linear", part) for part in _PARTS]
+            if absent := [part for part in names if part not in encoder]:
+                raise WeightsError(
+                    f"{source} has {name} and not {absent[0]}: a part of it is missing. Copy the "
+                    "checkpoint again, or save it whole."
+                )
+            parts = [encoder[part] for part in names]
             fused[name.replace("q_linear.", "")] = torch.cat(parts)
         else:
             fused[name] = value

@@ -1,11 +1,12 @@
 """The backbone for any bands and tile, with its first weights: by its name in the table, or timm's."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from geodeploy.errors import RecipeError, WeightsError, first_line
 from geodeploy.train.backbones import FAMILIES, TIMM
@@ -77,6 +78,8 @@ def build_backbone(
     )
     if taps.pyramid:
         _check_maps(encoder, taps, model, wanted.planes)
+    if model.weights == "random" and model.weights_sha256 is not None:
+        raise RecipeError("model.weights_sha256: random weights have none; leave it out.")
     if model.weights == "random" or not load:
         return Backbone(encoder, taps, first, None, new_patches=model.weights == "random")
     weights = load_weights(model.weights, sha256=model.weights_sha256)
@@ -153,9 +156,14 @@ def _load(
     model = wanted.model
     try:
         found = family.convert(_unpack(tensors), encoder, wanted)
-    except (KeyError, RuntimeError, AttributeError, ValueError) as error:
+    except KeyError as error:
         raise WeightsError(
-            f"The weights {model.weights} do not fit {model.backbone} ({error})."
+            f"The weights {model.weights} do not fit {model.backbone}: they have no tensor "
+            f"{error.args[0]}; their first are {', '.join(list(_unpack(tensors))[:3])}."
+        ) from error
+    except (RuntimeError, AttributeError, ValueError) as error:
+        raise WeightsError(
+            f"The weights {model.weights} do not fit {model.backbone} ({first_line(error)})."
         ) from error
     new_patches = family.colours and _spread_colours(found, wanted, first)
     needed = encoder.state_dict()
@@ -170,6 +178,21 @@ def _load(
             f"tensors are missing or of another shape, the first is {name} "
             f"({held}, needed {tuple(needed[name].shape)})."
         )
+    if broken := [name for name in needed if not found[name].isfinite().all()]:
+        raise WeightsError(
+            f"The weights {model.weights} hold numbers that are not finite, the first in {broken[0]}: "
+            "their training broke. Take those of an earlier step."
+        )
+    repeated = {name.partition(".")[0] for name in needed if re.match(r"\w+\.\d", name)}
+    surplus = sorted(
+        name for name in found if name not in needed and name.partition(".")[0] in repeated
+    )
+    if surplus:
+        raise WeightsError(
+            f"The weights {model.weights} are of another network than {model.backbone}, which has no "
+            f"place for {len(surplus)} of their tensors, the first is {surplus[0]}. Name in "
+            "model.backbone the one that they are of."
+        )
     encoder.load_state_dict({name: found[name] for name in needed})
     return new_patches
 
@@ -178,7 +201,7 @@ def _unpack(tensors: Mapping[str, Any]) -> Tensors:
     for name in _INSIDE:
         if isinstance(tensors.get(name), Mapping):
             tensors = tensors[name]
-    return dict(tensors)
+    return {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
 
 
 def _spread_colours(found: Tensors, wanted: Wanted, first: str) -> bool:

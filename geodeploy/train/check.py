@@ -22,6 +22,7 @@ from geodeploy.train.data import (
     VALIDATION,
     check_folder,
     check_scaling,
+    check_target,
     label_scene,
     open_image,
 )
@@ -295,7 +296,7 @@ def _compare_bands(looks: Sequence[Look], recipe: Recipe, findings: Findings) ->
 
 
 def _check_classes(looks: Sequence[Look], recipe: Recipe, findings: Findings) -> None:
-    """Say which classes no split, or not every split, has pixels of."""
+    """Say which classes and quantities no split, or not every split, has pixels of."""
     counts = _count(looks, recipe)
     taught = bool(recipe.distillation.teachers)
     if not counts[TRAINING].any() and not (taught and counts[VALIDATION].any()):
@@ -305,6 +306,18 @@ def _check_classes(looks: Sequence[Look], recipe: Recipe, findings: Findings) ->
     if not counts[VALIDATION].any():
         message = "no pixel validates: the weights of the last step are kept, and nothing is scored."
         findings.say("warning", "classes", "", message)
+    for place, target in enumerate(recipe.targets):
+        learned, scored = (
+            add_up([Values(), *(look.values[part][place] for look in looks)])
+            for part in (TRAINING, VALIDATION)
+        )
+        try:
+            check_target(place, target, learned)
+        except RecipeError as error:
+            findings.say("error", "classes", "", str(error))
+        if counts[VALIDATION].any() and not scored.valid:
+            message = f"no label that validates has {target.name}: it is not scored."
+            findings.say("warning", "classes", "", message)
     made_up = recipe.augmentation.clouds.made_up
     for position, item in enumerate(recipe.classes):
         if not (counts[TRAINING, position] or taught or item.value in made_up):

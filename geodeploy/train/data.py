@@ -29,9 +29,8 @@ from geodeploy.errors import (
 )
 from geodeploy.labels import (
     IGNORED,
-    class_positions,
-    ignored_values,
     present_classes,
+    stored_positions,
     target_bands,
     target_values,
 )
@@ -197,6 +196,12 @@ def open_scenes(recipe: Recipe) -> Iterator[list[LabelledScene]]:
                 f"{recipe.data.presence.labelled:.0%} of it. Take a smaller model.tile or "
                 "data.presence.labelled, or check the labels and data.blocks."
             )
+        notes = [note for scene in scenes for note in scene.raster.band_notes]
+        if notes:
+            more = f" (and so of {len(notes) - 1} more images)" if len(notes) > 1 else ""
+            log.warning("%s%s", notes[0], more)
+        if not any(has_labels(scene, recipe, VALIDATION) for scene in scenes):
+            log.warning("No label validates: the last weights will be kept, and nothing is scored.")
         if recipe.targets:
             scenes = _group_alike(scenes)
         elif not taught:
@@ -389,12 +394,11 @@ def read_codes(path: Path, raster: Raster, recipe: Recipe) -> NDArray[np.uint8]:
             raise LabelError(
                 f"{path.name} holds {dataset.dtypes[0]} numbers; labels are whole numbers."
             )
-        ignored = ignored_values(recipe.classes, recipe.data.ignore, dataset.nodata)
         for window in raster.stripes():  # what is done to a pixel takes far more than its byte
             with reading(path, window):
-                values = dataset.read(1, window=window)
-            codes[window.toslices()] = class_positions(
-                values, recipe.classes, ignored, source=path.name
+                stored = dataset.read(1, window=window, masked=True)
+            codes[window.toslices()] = stored_positions(
+                dataset, stored, recipe.classes, recipe.data.ignore, source=path.name
             )
     return codes
 
@@ -464,23 +468,40 @@ def compute_targets(scenes: Sequence[LabelledScene], targets: Sequence[Target]) 
     """
     found = []
     for place, target in enumerate(targets):
-        moments = [
-            Moments.of(scene.values[place][(scene.part == TRAINING) & (scene.codes != IGNORED)])
-            for scene in scenes
-            if scene.values is not None
-        ]
-        whole = add_up([Moments(), *moments])
-        if not whole.valid or whole.deviation <= 1e-6 * abs(whole.mean):
-            what = f"is {whole.mean:g} at every one" if whole.valid else "is known at none"
-            raise RecipeError(
-                f"targets.{place}: {target.name} {what} of the training pixels: nothing can be learned "
-                "from it."
-            )
+        whole, scored = (_moments_of(scenes, place, part) for part in (TRAINING, VALIDATION))
+        check_target(place, target, whole)
+        if not scored.valid and len(targets) > 1:
+            log.warning("No label that validates has %s: it is not scored.", target.name)
         # Seven digits: what float32 holds, and short enough to read.
         computed = {"mean": float(f"{whole.mean:.7g}"), "std": float(f"{whole.deviation:.7g}")}
         given = target.model_dump(include={"mean", "std"}, exclude_none=True)
         found.append(target.model_copy(update=computed | given))
     return tuple(found)
+
+
+def _moments_of(scenes: Sequence[LabelledScene], target: int, part: int) -> Moments:
+    """What the labels of a quantity come to where they are for ``part``."""
+    found = [
+        Moments.of(scene.values[target][(scene.part == part) & (scene.codes != IGNORED)])
+        for scene in scenes
+        if scene.values is not None
+    ]
+    whole: Moments = add_up([Moments(), *found])
+    return whole
+
+
+def check_target(place: int, target: Target, learned: Moments) -> None:
+    """Refuse the target at ``place`` where its labels to train on are no good.
+
+    Raises:
+        RecipeError: it is not known at any training pixel, or is one number at all of them.
+    """
+    if not learned.valid or learned.deviation <= 1e-6 * abs(learned.mean):
+        what = f"is {learned.mean:g} at every one" if learned.valid else "is known at none"
+        raise RecipeError(
+            f"targets.{place}: {target.name} {what} of the training pixels: nothing can be learned "
+            "from it."
+        )
 
 
 def split(codes: NDArray[np.uint8], scene: Scene, blocks: Blocks, classes: int) -> NDArray[np.uint8]:
@@ -674,8 +695,10 @@ def _check_grid(path: Path, labels: Any, raster: Raster) -> None:
             f"{path.name} is in {labels.crs}, {raster.name} in {raster.crs}. "
             "Warp the labels onto the image (nearest neighbour)."
         )
+    # Pictures such as PNG have no place at all: their pixels are taken one for one.
+    placed = referenced or not (labels.transform.is_identity or raster.transform.is_identity)
     same = same_place(labels.transform, raster.transform, raster.height, raster.width)
-    if referenced and not same:
+    if placed and not same:
         raise LabelError(
             f"{path.name} lies elsewhere than {raster.name}: it reaches from {_extent(labels)}, the "
             f"image from {_extent(raster)}. Warp the labels onto the image (nearest neighbour)."

@@ -1,7 +1,8 @@
 """Refuse a training that would be scored on pixels that it has learned from."""
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from geodeploy.errors import LabelError
 from geodeploy.labels import IGNORED
 from geodeploy.raster import Raster
 from geodeploy.train.data import TEST, TRAINING, VALIDATION, LabelledScene
+from geodeploy.train.weights import file_sha256
 
 _SIDE = 256
 """Pixels along the window in which two scenes are compared."""
@@ -20,8 +22,8 @@ _SIDE = 256
 def check_leaks(scenes: Sequence[LabelledScene]) -> None:
     """Look for labelled pixels that train in one scene and are scored in another.
 
-    They are on the same spot of the ground, or of the same file, and hold the same values: the same
-    place on another day is no leak. Pixels are read only where scenes lie over one another.
+    They are on the same spot of the ground, or of files of the same bytes, and hold the same values:
+    the same place on another day is no leak. Pixels are read only where scenes lie over one another.
 
     Raises:
         LabelError: names the two.
@@ -81,8 +83,10 @@ def _neighbours(scenes: Sequence[LabelledScene]) -> Iterator[tuple[LabelledScene
     """Pairs, one that trains and one that is scored, of the same files or over one another."""
     groups: dict[str, list[LabelledScene]] = defaultdict(list)
     systems: dict[str, str] = {}
+    nowhere = [scene for scene in scenes if scene.raster.crs is None]
+    names = _names_by_content({layer.path for scene in nowhere for layer in scene.raster.layers})
     for scene in scenes:
-        groups[_ground(scene, systems)].append(scene)
+        groups[_ground(scene, systems, names)].append(scene)
     for members in groups.values():
         boxes = np.array([scene.raster.bounds for scene in members])
         training = np.array([bool((scene.part == TRAINING).any()) for scene in members])
@@ -100,14 +104,24 @@ def meeting(boxes: NDArray[np.float64], box: NDArray[np.float64]) -> NDArray[np.
     return np.asarray(overlap)
 
 
-def _ground(scene: LabelledScene, systems: dict[str, str]) -> str:
+def _names_by_content(paths: Collection[str]) -> dict[str, str]:
+    """One name for all files of the same bytes; of what is no file, such as a URL, its own."""
+    sizes = {path: Path(path).stat().st_size for path in paths if Path(path).is_file()}
+    several = Counter(sizes.values())
+    return {
+        path: file_sha256(Path(path)) if several[sizes.get(path, -1)] > 1 else path for path in paths
+    }
+
+
+def _ground(scene: LabelledScene, systems: dict[str, str], names: Mapping[str, str]) -> str:
     """What scenes on the same ground share: their CRS, in one of the ways it is written.
 
-    ``systems`` are the ways so far, and which stands for each.
+    ``systems`` are the ways so far, and which stands for each. Without a CRS it is their files, by
+    ``names`` that copies share.
     """
     crs = scene.raster.crs
     if crs is None:
-        return " ".join(str(layer.path) for layer in scene.raster.layers)
+        return " ".join(names[layer.path] for layer in scene.raster.layers)
     own = str(crs.to_wkt())
     if own not in systems:
         # One CRS is written in many ways: with its code or without, by names of GDAL or of others.

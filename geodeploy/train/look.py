@@ -191,6 +191,8 @@ def _label(
 
 def _judge(look: Look, recipe: Recipe, findings: Findings) -> None:
     """Say what is odd about one image."""
+    for note in look.raster.band_notes:
+        findings.say("warning", "bands", look.where, note.removeprefix(f"{look.raster.name}: "))
     share = look.moments.count / (look.raster.height * look.raster.width)
     if not share:
         findings.say("error", "nodata", look.where, "no pixel holds data.")

@@ -139,9 +139,9 @@ def fit(
                     logging.INFO if bar.disable else logging.DEBUG,
                     _line(history[-1], steps, step * training.windows / learning.seconds),
                 )
-                if validates:
+                if history[-1].is_scored:
                     rates.note(history[-1].quality)
-                if not best_state or not validates or history[-1].quality > history[best].quality:
+                if not best_state or history[-1].beats(history[best]):
                     best, best_state = len(history) - 1, tuned_state(model)
                 if checkpoint is not None:
                     facts, tensors = learner.state()

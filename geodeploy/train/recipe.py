@@ -275,7 +275,9 @@ class Data(_Table):
 
 
 class BackboneOptions(_Table):
-    """What to change in the network, for a start from random weights. None keeps timm's value."""
+    """What to change in the network; None keeps timm's value. Weights from a file must be of such a
+    network: how many heads it has, their tensors do not say.
+    """
 
     channels: Annotated[tuple[PositiveInt, ...], Field(min_length=2)] = (16, 32, 64, 128, 192)
     """Of the levels of ``light``, at half the resolution, a quarter and so on."""
@@ -386,6 +388,14 @@ class Model(_Table):
     def _terratorch_told(self) -> Self:
         if (self.decoder == "terratorch") != (self.terratorch is not None):
             raise ValueError('decoder = "terratorch" needs the table terratorch, and no other does')
+        return self
+
+    @model_validator(mode="after")
+    def _channels_are_used(self) -> Self:
+        if self.backbone != LIGHT and self.options.channels != BackboneOptions().channels:
+            raise ValueError(
+                f"options.channels is for {LIGHT}, and this is {self.backbone}: leave it out"
+            )
         return self
 
     @model_validator(mode="after")
@@ -664,7 +674,16 @@ class Recipe(_Table):
                 "augmentation.clouds.share must be 0 for a model of several dates: a cloud hides the "
                 "ground on one of them, and the label is for all"
             )
-        weights = self.training.class_weights
+        training, weights = self.training, self.training.class_weights
+        if (
+            weights != "none"
+            and self.task == "segmentation"
+            and not training.cross_entropy + training.focal
+        ):
+            raise ValueError(
+                "training.class_weights are for the cross-entropy and the focal loss, and both are 0: "
+                "leave them out"
+            )
         if isinstance(weights, tuple) and len(weights) != len(self.classes):
             raise ValueError(
                 f"training.class_weights has {len(weights)} numbers for {len(self.classes)} classes"

@@ -25,6 +25,15 @@ class Checkup(BaseModel):
         """For comparisons: below every real one where there are no scores."""
         return self.scores.quality if self.scores else -math.inf
 
+    @property
+    def is_scored(self) -> bool:
+        """Whether there are scores, and one of them is a number."""
+        return self.quality > -math.inf
+
+    def beats(self, earlier: "Checkup") -> bool:
+        """Whether its weights are to be kept instead; where nothing is scored, the later are."""
+        return self.quality > earlier.quality or not earlier.is_scored
+
 
 class Metrics(BaseModel):
     """The ``metrics.json`` of a RUN."""

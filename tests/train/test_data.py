@@ -13,6 +13,7 @@ from rasterio.windows import Window
 
 from geodeploy.errors import BandError, LabelError, RangeError, RecipeError, SourceError
 from geodeploy.labels import IGNORED
+from geodeploy.train import check_data
 from geodeploy.train.data import (
     NEITHER,
     TRAINING,
@@ -64,6 +65,63 @@ def test_a_class_may_have_the_value_that_the_file_calls_nodata(
     override = relabel(recipe_file, tmp_path, lambda labels: None, nodata=0)
     with opened(recipe_file, override) as (scene,):
         assert (scene.codes == 0).any()
+
+
+def test_what_a_mask_hides_has_no_label(recipe_file: Path, tmp_path: Path) -> None:
+    def change(labels: np.ndarray) -> None:
+        labels[:40] = 77  # which is no class: nobody is to look under the mask
+
+    override = relabel(recipe_file, tmp_path, change, nodata=0)
+    with rasterio.open(tmp_path / "labels.tif", "r+") as labels:
+        labels.write_mask(np.arange(labels.height)[:, None] >= np.full(labels.width, 40))
+    with opened(recipe_file) as (whole,), opened(recipe_file, override) as (scene,):
+        assert (scene.codes[:40] == IGNORED).all()
+        np.testing.assert_array_equal(scene.codes[40:], whole.codes[40:])
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_labels_without_a_crs_lie_where_they_say_and_pictures_on_the_image(
+    recipe_file: Path, tmp_path: Path
+) -> None:
+    with rasterio.open(recipe_file.parent / "image.tif") as image:
+        grid = image.transform
+    same = relabel(recipe_file, tmp_path, lambda labels: None, crs=None)
+    with opened(recipe_file, same):
+        pass
+    moved = {"crs": None, "transform": grid @ Affine.translation(50, 0)}
+    aside = relabel(recipe_file, tmp_path, lambda labels: None, **moved)
+    with pytest.raises(LabelError, match=r"lies elsewhere than image\.tif"), opened(recipe_file, aside):
+        pass
+    picture = relabel(recipe_file, tmp_path, lambda labels: None, crs=None, transform=Affine.identity())
+    with opened(recipe_file, picture) as (scene,), opened(recipe_file) as (plain,):
+        np.testing.assert_array_equal(scene.codes, plain.codes)
+
+
+def test_bands_without_names_are_told(
+    recipe_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with rasterio.open(recipe_file.parent / "image.tif") as source:
+        pixels, profile = source.read(), source.profile
+        scales, offsets = source.scales, source.offsets
+    for name in ("a.tif", "b.tif"):
+        with rasterio.open(tmp_path / name, "w", **profile) as target:
+            target.write(pixels)
+            target.scales, target.offsets = scales, offsets
+    labels = recipe_file.parent / "labels.tif"
+    images = [
+        f"{{image='{tmp_path / name}', labels='{labels}', split='train'}}"
+        for name in ("a.tif", "b.tif")
+    ]
+    override = f"data.scene=[{', '.join(images)}]"
+    with opened(recipe_file, override):
+        pass
+    assert "a.tif: its bands have no names; taken in order as blue" in caplog.text
+    assert "(and so of 1 more images)" in caplog.text
+    told = [
+        item for item in check_data(recipe_file, overrides=[override]).findings if item.kind == "bands"
+    ]
+    assert [item.severity for item in told] == ["warning", "warning"]
+    assert "no names; taken in order" in told[0].message
 
 
 def test_unknown_label_values_are_an_error_that_names_found_and_known(

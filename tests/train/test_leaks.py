@@ -104,6 +104,16 @@ def test_a_leak_behind_pixels_without_data_is_found(
         check(recipe_file, *pieces)
 
 
+def test_a_copy_of_a_file_without_a_crs_is_the_same_ground(
+    recipe_file: Path, cut: Callable[..., str], tmp_path: Path
+) -> None:
+    pieces = [cut("a", LEFT, "train", crs=None), cut("b", LEFT, "test", crs=None)]
+    with pytest.raises(LabelError, match=r"a_image\.tif and b_image\.tif share 7000 labelled pixels"):
+        check(recipe_file, *pieces)
+    pieces[1] = cut("b", LEFT, "test", crs=None, add=1)
+    check(recipe_file, *pieces)
+
+
 def test_a_file_without_a_crs_leaks_into_itself_and_nothing_is_trained(
     recipe_file: Path, cut: Callable[..., str], tmp_path: Path
 ) -> None:

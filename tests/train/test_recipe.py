@@ -99,6 +99,11 @@ def test_a_mistyped_key_is_an_error_that_names_the_nearest(
         ),
         ("model.backbone=timm/resnet18", "model.backbone"),
         ("model.options.channels=[8]", "model.options.channels"),
+        ("model.options.channels=[8, 16]", "options.channels is for light, and this is"),
+        (
+            "training={steps=1, cross_entropy=0, class_weights='balanced'}",
+            "training.class_weights are for the cross-entropy and the focal loss, and both are 0",
+        ),
         ("model.overlap=32", "overlap 32 must be smaller than tile 32"),
         ("data.valid_range=[2, 1]", "data.valid_range: needs the smaller number first"),
         ("data.valid_range=[[0, 1], [0, 1]]", "valid_range has 2 pairs for 6 bands"),

