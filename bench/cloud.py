@@ -14,7 +14,6 @@ weights count), and nothing was ever chosen by a score on the sensor left out. N
 import argparse
 import json
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -68,8 +67,8 @@ class Method:
     overrides: tuple[str, ...] = ()
     levers: bool = False
     """Whether it also sees the clear Sentinel-2 scene, and clouds made up over both."""
-    teacher: str | None = None
-    """The method whose RUN it is distilled from."""
+    teachers: tuple[str, ...] = ()
+    """The methods whose RUNs of the same way and seed it is distilled from."""
     quarter: bool = False
     """Whether the chip has labels in one of its four corners alone, each seed in another."""
 
@@ -114,7 +113,14 @@ METHODS = {
         STUDENT,
         LIGHT,
         levers=True,
-        teacher="vit-lora-levers",
+        teachers=("vit-lora-levers",),
+    ),
+    "student-both": Method(
+        "light convolutional U-Net distilled from Galileo-nano with LoRA and from the light network",
+        STUDENT,
+        LIGHT,
+        levers=True,
+        teachers=("galileo-lora-levers", "light-levers"),
     ),
     "light-levers-quarter": Method(
         "light convolutional U-Net, with the levers, a quarter of the chip's labels",
@@ -196,11 +202,12 @@ def tune(
     ]
     overrides += LEVERS if method.levers else PLAIN
     if not output.exists():
-        if method.teacher:
-            teacher = runs / f"{method.teacher}-{train}-to-{test}-s{seed}"
-            if not teacher.exists():
-                sys.exit(f"{teacher} is not there: run --methods {method.teacher} first.")
-            distil(method.recipe, output, teachers=[teacher], overrides=overrides)
+        if method.teachers:
+            teachers = [runs / f"{teacher}-{train}-to-{test}-s{seed}" for teacher in method.teachers]
+            for teacher in method.teachers:
+                # A record without its RUN is of an earlier time, or of another machine.
+                tune(teacher, train, test, seed, root, runs)
+            distil(method.recipe, output, teachers=teachers, overrides=overrides)
         else:
             tune_recipe(method.recipe, output, overrides=overrides)
     chip = root / "cloud-landsat-ukis" / CHIPS[test]

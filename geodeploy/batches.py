@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -75,15 +76,18 @@ class Batch:
 
 
 def stack_tiles(
-    tiles: Iterable[CutTile], raster: Raster, spec: ModelSpec, *, size: int
+    tiles: Iterable[CutTile], raster: Raster, spec: ModelSpec, *, size: int, memories: int = 1
 ) -> Iterator[Batch]:
     """Batches of ``size`` tiles to run; tiles without a valid pixel ride along and cost nothing.
 
-    All batches have one shape, so that no runtime plans anew: the last one's surplus is zeros.
+    All batches have one shape, so that no runtime plans anew: the last one's surplus is zeros. Their
+    pixels lie in ``memories`` places that take turns: use those of a batch before as many others have
+    been asked for.
     """
     fill = np.array([band.mean for band in spec.planes], np.float32).reshape(-1, 1, 1)
     shape = (size, len(spec.planes), spec.tile, spec.tile)
-    pixels = np.empty(shape, np.float32)
+    places = cycle([np.empty(shape, np.float32) for _ in range(memories)])
+    pixels = next(places)
     members: list[tuple[Tile, NDArray[np.bool_], int | None]] = []
     used = 0
     for tile, stored, valid in tiles:
@@ -104,7 +108,7 @@ def stack_tiles(
             pixels[used:] = 0
             yield Batch(members, pixels)
             members, used = [], 0
-            pixels = np.empty(shape, np.float32)  # the model may still be at work on the last ones
+            pixels = next(places)
     if members:
         pixels[used:] = 0
         yield Batch(members, pixels)

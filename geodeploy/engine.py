@@ -244,7 +244,7 @@ def _map_missing(
             unseen = UnseenCount(raster, spec.planes, region)
             cut = cut_tiles(holes.watch(stripes), region)
             counted = map(unseen.add, area.needed(cut) if area else cut)
-            batches = stack_tiles(counted, raster, spec, size=plan.batch)
+            batches = stack_tiles(counted, raster, spec, size=plan.batch, memories=_BATCHES_AHEAD + 1)
             canvas = plan.task.canvas(grid, region, area, options)
             skip = options.on_error == "skip"
             with closing(_settle(batches, session, canvas, stages, holes, skip=skip)) as settled:

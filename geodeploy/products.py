@@ -57,8 +57,10 @@ class ClassMap:
 
     def of(self, block: Block) -> NDArray[np.uint8]:
         """Class values (1, h, w)."""
-        classes = self._values[best_class(block.mean)]
-        return np.where(block.valid, classes, np.uint8(NODATA))[np.newaxis]
+        # Clipping, as it need not, numpy looks up three times faster; and no data has all bits set.
+        classes = np.take(self._values, best_class(block.mean), mode="clip")
+        classes |= block.valid.view(np.uint8) - np.uint8(1)
+        return classes[np.newaxis]
 
 
 class Confidence:

@@ -13,6 +13,11 @@ from numpy.typing import NDArray
 
 from geodeploy.spec import NODATA
 
+_FEW = 24
+"""Values in a map of classes, at most; a raster of shares has more."""
+_SAMPLED = 32
+"""Every so many columns are looked at for values."""
+
 
 class Tally(Protocol):
     """Of one band, or of a piece of it."""
@@ -60,7 +65,16 @@ class Counts:
     @classmethod
     def of(cls, values: NDArray[np.uint8]) -> Self:
         """Of a band's ``values``."""
-        return cls(np.bincount(values.ravel(), minlength=256))
+        # A map has few values, and comparing is twenty times faster than bincount, which widens every
+        # byte to eight.
+        pixels = np.zeros(256, np.int64)
+        present = np.flatnonzero(np.bincount(values[..., ::_SAMPLED].ravel(), minlength=256))
+        if len(present) <= _FEW:
+            for value in present.tolist():  # as a numpy int64 it would widen every byte too
+                pixels[value] = np.count_nonzero(values == value)
+        if pixels.sum() != values.size:
+            pixels = np.bincount(values.ravel(), minlength=256)
+        return cls(pixels)
 
     @classmethod
     def read(cls, noted: Sequence[float]) -> Self:
