@@ -193,8 +193,7 @@ def _selected(
 def _advice(names: Sequence[str | None], needed: Sequence[str]) -> str:
     if len(names) < len(needed):
         return "Add the missing ones (gdalbuildvrt -separate), or take a model for these bands."
-    some = ",".join(str(number) for number in range(1, len(needed) + 1))
-    return f"Name the file's bands in that order with --bands, e.g. --bands {some}."
+    return f"Say with --bands which they are, by name or number, that of {needed[0]} first."
 
 
 def _listed(names: Sequence[str | None]) -> str:

@@ -6,7 +6,9 @@ would leave the raster slides back inside: real pixels serve the model better th
 overlap a cell is its tile, but for the last, whose tile also shows ground of the cell before.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,20 +33,19 @@ class CellGrid(TileGrid):
         """No tile adds to another's cell."""
         return 0
 
-    def _spans(self, length: int) -> list[Span]:
-        last = max(length - self.tile, 0)
-        spans = []
-        for begin in range(0, length, self.stride):
-            start = min(max(begin - self.overlap // 2, 0), last)
-            spans.append(
-                Span(
-                    start=start,
-                    stop=min(start + self.tile, length),
-                    begin=begin,
-                    settled=min(begin + self.stride, length),
-                )
-            )
-        return spans
+    def _spans(self, length: int) -> Sequence[Span]:
+        return _cell_spans(length, self.tile, self.overlap)
+
+
+@lru_cache(maxsize=64)
+def _cell_spans(length: int, tile: int, overlap: int) -> Sequence[Span]:
+    last, stride = max(length - tile, 0), tile - overlap
+    spans = []
+    for begin in range(0, length, stride):
+        start = min(max(begin - overlap // 2, 0), last)
+        stop, settled = min(start + tile, length), min(begin + stride, length)
+        spans.append(Span(start=start, stop=stop, begin=begin, settled=settled))
+    return tuple(spans)
 
 
 class Cells:

@@ -11,7 +11,8 @@ Memory does not depend on the scene's height. Beyond the model's own session it 
               (where a tile has one answer as a whole, neither seams nor outputs count)
     map       about 512 rows x width x bytes a stored value, twice; as much for each band of the rasters
               beside it
-    GDAL      its block cache, 16 MiB
+    GDAL      its block cache, 16 MiB; or, if that is more, one of the file's own blocks, decoded, for
+              each thread that reads
 
 The width is the scene's, or that of a panel: stripes, seams and what is written together stay below
 `PANEL_BYTES`.
@@ -77,6 +78,8 @@ _BATCHES_AHEAD = 2
 PANEL_BYTES = 384 * 2**20
 """What all that is as wide as the scene may take; a wider one is mapped in panels, one after the
 other."""
+_MOST_PIXELS = 10**13
+"""Twice the Earth in pixels of 10 m; what lists of parts can hold."""
 GDAL_CACHE_BYTES = 16 * 2**20
 """GDAL's default, a twentieth of the machine's memory, would be most of ours. Stripes are read block
 by block, so one block of every band would do; the rest serves the COG's overviews, at any width."""
@@ -180,6 +183,11 @@ def _plan(raster: Raster, spec: ModelSpec, options: PredictOptions) -> Plan:
     others = _others(task, overlap, options)
     area = asked_area(raster, options)
     window = area.window if area else Window(0, 0, raster.width, raster.height)
+    if window.height * window.width > _MOST_PIXELS:
+        raise GridError(
+            f"{raster.name}: {window.height} x {window.width} pixels are more than a run maps "
+            f"({_MOST_PIXELS:.0e}). Map it piece by piece with --aoi."
+        )
     columns = PANEL_BYTES // _column_bytes(raster, spec, overlap, task, others)
     parts = [
         replace(part, window=coarse(part.window, grid.cell))
@@ -236,6 +244,8 @@ def _map_missing(
     """Map and save the parts that the journal does not have, region by region."""
     spec, grid, area = session.spec, plan.grid, plan.area
     holes = Holes(area)
+    total = sum(part.pixels for part in plan.parts)
+    mapped = sum(plan.parts[number].pixels for number in journal.done)
     regions = list(missing_regions(grid, plan.parts, journal.done))
     windows = (window for region, _ in regions for window in raster.stripes(region.source))
     read = stages.read.timed(raster.read)
@@ -262,10 +272,9 @@ def _map_missing(
                             "failed": failed,
                         }
                         writer.save(part, facts)
+                    mapped += part.pixels
                     if progress:
-                        done = sum(plan.parts[number].pixels for number in journal.done)
-                        total = sum(part.pixels for part in plan.parts)
-                        progress(done * plan.window.height // total, plan.window.height)
+                        progress(mapped * plan.window.height // total, plan.window.height)
 
 
 def _report(
@@ -308,7 +317,7 @@ def _report(
         seconds=seconds,
         pixels_per_s=(height * width - kept) * plan.grid.cell**2 / seconds,
         peak_memory_bytes=peak_memory_bytes(),
-        planned_memory_bytes=memory_bytes(raster, spec, plan),
+        planned_memory_bytes=memory_bytes(raster, spec, plan, readers=options.readers),
         busy=BusyShares(
             read=stages.read.seconds / options.readers / seconds,
             model=stages.model.seconds / seconds,
@@ -373,13 +382,15 @@ def _settle(
                     yield holes.without(block, fault)
 
 
-def memory_bytes(raster: Raster, spec: ModelSpec, plan: Plan) -> int:
+def memory_bytes(raster: Raster, spec: ModelSpec, plan: Plan, *, readers: int) -> int:
     """What a run holds at its fullest beyond the model's session: the sum at the top of this module."""
     widest = max(int(plan.grid.part(part.rows, part.cols).source.width) for part in plan.parts)
     planes = len(spec.planes) + (0 if spec.whole_tiles else 2 * len(spec.outputs))
     values = plan.batch * spec.tile**2 * planes
     columns = widest * _column_bytes(raster, spec, plan.grid.overlap, plan.task, plan.others)
-    return columns + 4 * values * (_BATCHES_AHEAD + 1) + GDAL_CACHE_BYTES
+    at_once = min(readers, -(-raster.height // raster.stripe_rows))
+    decoded = at_once * max(layer.block_bytes for layer in raster.layers)
+    return columns + 4 * values * (_BATCHES_AHEAD + 1) + max(decoded, GDAL_CACHE_BYTES)
 
 
 def _column_bytes(

@@ -66,6 +66,8 @@ class Layer:
     """The file's own."""
     block_rows: int
     """Rows of the file's blocks."""
+    block_bytes: int
+    """What a block takes when it is decoded, of all bands where they are stored pixel by pixel."""
     is_vrt: bool
     """Whether one thread at a time reads it."""
     axes: tuple[Axis, Axis] | None = None

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import numpy as np
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio.crs import CRS
-from rasterio.enums import MaskFlags
+from rasterio.enums import Interleaving, MaskFlags
 from rasterio.windows import Window
 
 from geodeploy.asset import Asset, Source
@@ -30,6 +31,11 @@ from geodeploy.spec import Band
 log = logging.getLogger(__name__)
 
 _STRIPE_ROWS = 256
+_WIDE, _WIDE_ROWS = 16384, 64
+"""Of a raster with so many columns stripes are flatter, where the blocks let them: panels, which would
+decode blocks that are as wide as the file more than once, are for wider ones yet."""
+_LARGE_BLOCK = 64 * 2**20
+"""Bytes from which on a block that was decoded is not kept for the next reading."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +88,8 @@ class Raster:
     skip: bool = False
     """Whether what cannot be read is left out as not valid."""
     keep_open: bool = True
-    """Whether files stay open from one reading to the next: a process may hold a thousand or so."""
+    """Whether files stay open from one reading to the next. A process may hold a thousand or so, and
+    each keeps the block that it decoded last."""
     _local: threading.local = field(default_factory=threading.local)
     _handles: list[Any] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -264,7 +271,7 @@ def _open(
     if gsd_m is not None:
         grid = _with_gsd(grid, gsd_m, source.name)
     placed = [(layer, _axes(layer, grid, source.name)) for layer, _, _ in opened]
-    stripe_rows = _stripe_rows(placed)
+    stripe_rows = _stripe_rows(placed, grid.width)
     layers = [layer.onto(*axes, stripe_rows) if axes else layer for layer, axes in placed]
     file_scales, file_offsets = np.ones(len(chosen)), np.zeros(len(chosen))
     for layer, scales, offsets in opened:
@@ -274,7 +281,16 @@ def _open(
         notes.append(
             f"{source.name} has no CRS: the map will have none either, and no areas in square metres."
         )
+    largest = max(layers, key=lambda layer: layer.block_bytes)
+    if largest.block_bytes >= _LARGE_BLOCK:
+        notes.append(
+            f"{Path(largest.path).name} is stored in blocks of {largest.block_bytes / 2**20:.0f} MiB, "
+            "each of which is decoded as a whole: more memory and time. Store it in smaller ones: "
+            "gdal_translate -of COG."
+        )
     shape = (len(chosen), 1, 1)
+    gains, added = file_scales * times, file_offsets * times + plus
+    _check_units(source.name, gains, added)
     return Raster(
         name=source.name,
         layers=layers,
@@ -285,13 +301,28 @@ def _open(
         transform=grid.transform,
         stripe_rows=stripe_rows,
         dtype=np.result_type(*(layer.dtype for layer in layers)),
-        scales=(file_scales * times).astype(np.float32).reshape(shape),
-        offsets=(file_offsets * times + plus).astype(np.float32).reshape(shape),
+        scales=gains.astype(np.float32).reshape(shape),
+        offsets=added.astype(np.float32).reshape(shape),
         is_bare=bool((times == 1).all() and not plus.any()) and {*file_scales, *file_offsets} <= {0, 1},
         notes=notes,
         band_notes=band_notes,
         dates=len(sources),
+        keep_open=max(layer.block_bytes for layer in layers) < _LARGE_BLOCK,
     )
+
+
+def _check_units(name: str, scales: NDArray[np.float64], offsets: NDArray[np.float64]) -> None:
+    """Refuse scales and offsets, of tags and options, that leave nothing of the pixels."""
+    largest = np.finfo(np.float32).max
+    for what, values in (("a scale", scales), ("an offset", offsets)):
+        wrong = ~(np.abs(values) < largest)  # NaN too
+        if values is scales:
+            wrong |= values == 0
+        if wrong.any():
+            raise SourceError(
+                f"{name}: {what} of {values[wrong][0]:g}, by the file's tags and the options, leaves "
+                f"nothing of its pixels. Mend the tags (gdal_edit.py) or the options."
+            )
 
 
 def _check_lost(source: Source, band_names: Sequence[str]) -> None:
@@ -341,6 +372,7 @@ def _open_layer(
             bands_masked=not all(flags),
             grid=Grid(dataset.crs, dataset.transform, dataset.height, dataset.width),
             block_rows=max(rows for rows, _ in dataset.block_shapes),
+            block_bytes=_block_bytes(dataset),
             is_vrt=dataset.driver == "VRT",
         )
         scales = [
@@ -351,6 +383,14 @@ def _open_layer(
             for asset in assets
         ]
         return layer, scales, offsets
+
+
+def _block_bytes(dataset: Any) -> int:
+    sizes = [
+        rows * cols * np.dtype(kind).itemsize
+        for (rows, cols), kind in zip(dataset.block_shapes, dataset.dtypes, strict=True)
+    ]
+    return sum(sizes) if dataset.interleaving == Interleaving.pixel else max(sizes)
 
 
 _FINEST = 100
@@ -381,14 +421,15 @@ def _with_gsd(grid: Grid, gsd_m: float, scene: str) -> Grid:
     return Grid(grid.crs, grid.transform @ Affine.scale(across, down), height, width)
 
 
-def _stripe_rows(placed: Sequence[tuple[Layer, tuple[Axis, Axis] | None]]) -> int:
+def _stripe_rows(placed: Sequence[tuple[Layer, tuple[Axis, Axis] | None]], width: int) -> int:
     """About 256 rows, of the raster or of a file with smaller pixels, and whole blocks."""
+    about = _STRIPE_ROWS if width < _WIDE else _WIDE_ROWS
     heights = [layer.block_rows for layer, axes in placed if axes is None]
     blocks = math.lcm(*heights)
-    if heights and blocks > max(_STRIPE_ROWS, *heights):
+    if heights and blocks > max(about, *heights):
         blocks = max(heights)
     finest = max([1.0, *(axes[0].step for _, axes in placed if axes)])
-    return blocks * max(1, round(_STRIPE_ROWS / finest / blocks))
+    return blocks * max(1, round(about / finest / blocks))
 
 
 def same_place(one: Affine, other: Affine, height: int, width: int) -> bool:
@@ -436,11 +477,11 @@ def _axes(layer: Layer, grid: Grid, scene: str) -> tuple[Axis, Axis] | None:
     return axes
 
 
-_EIGHT_BITS = 1 / 255
+_EIGHT_BITS, _LEVEL_1 = 1 / 255, "Landsat Level 1"
 _GUESSES = (
     (1e-4, 0.0, "Sentinel-2 L1C and L2A before 2022, HLS"),
     (2.75e-5, -0.2, "Landsat Collection 2 Level 2"),
-    (2e-5, -0.1, "Landsat Level 1"),
+    (2e-5, -0.1, _LEVEL_1),
     (_EIGHT_BITS, 0.0, "8-bit imagery"),
     (0.01, 0.0, "percent"),
 )
@@ -471,17 +512,24 @@ def check_range(raster: Raster, bands: Sequence[Band]) -> None:
     seen = np.percentile(sample[worst], [2, 98])
     advice = "Say how to turn the file's values into the model's units with --scale and --offset."
     means = np.array([band.mean for band in bands])
+    fitting: list[tuple[float, str]] = []
+    level_1 = re.search(r"_L1[A-Z]{2}_", raster.name)
     # A scale in the file's own tags or from the user is not doubted: guesses are for bare numbers.
-    for scale, offset, kind in _GUESSES if raster.is_bare else ():
+    guesses = sorted(_GUESSES, key=lambda guess: guess[2] != _LEVEL_1) if level_1 else _GUESSES
+    for scale, offset, kind in guesses if raster.is_bare else ():
         if (scale == _EIGHT_BITS) != (raster.dtype.itemsize == 1):
             continue
         scaled = sample * scale + offset
         inside = (((scaled < low) | (scaled > high)).mean(axis=1) <= 0.5).all()
         # Nearly black is within most ranges too, and is what too small a scale makes of any scene.
         if inside and (np.percentile(scaled, 98, axis=1) > means / 4).any():
+            # Landsat's numbers, taken for Sentinel-2's, would be bright cloud, within most ranges too.
+            farness = float(np.abs(np.median(scaled, axis=1) - means).mean())
             offset_flag = f" --offset {offset:g}" if offset else ""
-            advice = f"Try --scale {scale:.6g}{offset_flag} ({kind})."
-            break
+            fitting.append((farness, f"Try --scale {scale:.6g}{offset_flag} ({kind})."))
+    # What is about as near to the model's means as anything, in the order of how common it is.
+    nearest = 2 * min(fitting, default=(0.0, ""))[0]
+    advice = next((found for farness, found in fitting if farness <= nearest), advice)
     raise RangeError(
         f"{raster.name}: band {bands[worst].name} holds values from {seen[0]:.4g} to {seen[1]:.4g}, "
         f"the model was made for {bands[worst].valid_range[0]:g} to {bands[worst].valid_range[1]:g}. "

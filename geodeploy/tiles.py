@@ -1,12 +1,16 @@
 """Cut a raster into overlapping tiles that cover every pixel. No I/O; sizes in pixels."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from rasterio.windows import Window
 
 from geodeploy.errors import GridError
+
+_LONGEST = 2**25
+"""Pixels along a side: the equator in pixels of 1.2 m."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,22 @@ class Tile:
         )
 
 
+@lru_cache(maxsize=64)
+def _regular_spans(length: int, tile: int, stride: int) -> Sequence[Span]:
+    # Asked for with every part of a map, of which a large raster has thousands.
+    last = max(length - tile, 0)
+    count = -(-last // stride) + 1
+    return tuple(
+        Span(
+            start=min(place * stride, last),
+            stop=min(min(place * stride, last) + tile, length),
+            begin=place * stride,
+            settled=length if place == count - 1 else (place + 1) * stride,
+        )
+        for place in range(count)
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class TileGrid:
     """Tiles of one size, row by row from the raster's corner.
@@ -63,6 +83,11 @@ class TileGrid:
     def __post_init__(self) -> None:
         if self.height < 1 or self.width < 1:
             raise GridError(f"A raster of {self.height} x {self.width} pixels has nothing to map.")
+        if max(self.height, self.width) > _LONGEST:
+            raise GridError(
+                f"A raster of {self.height} x {self.width} pixels: more than {_LONGEST} a side are not "
+                "mapped. Is its size true? Cut it first: gdal_translate -projwin."
+            )
         if not 0 <= self.overlap < self.tile:
             raise GridError(
                 f"overlap={self.overlap} px does not fit tile={self.tile} px: "
@@ -85,12 +110,12 @@ class TileGrid:
         return -(-self.tile // self.stride) - 1
 
     @property
-    def rows(self) -> list[Span]:
+    def rows(self) -> Sequence[Span]:
         """The rows of tiles, from the top."""
         return self._spans(self.height)
 
     @property
-    def cols(self) -> list[Span]:
+    def cols(self) -> Sequence[Span]:
         """The columns of tiles, from the left."""
         return self._spans(self.width)
 
@@ -118,18 +143,8 @@ class TileGrid:
         """All of it."""
         return self.part(range(len(self.rows)), range(len(self.cols)))
 
-    def _spans(self, length: int) -> list[Span]:
-        last = max(length - self.tile, 0)
-        count = -(-last // self.stride) + 1
-        return [
-            Span(
-                start=min(place * self.stride, last),
-                stop=min(min(place * self.stride, last) + self.tile, length),
-                begin=place * self.stride,
-                settled=length if place == count - 1 else (place + 1) * self.stride,
-            )
-            for place in range(count)
-        ]
+    def _spans(self, length: int) -> Sequence[Span]:
+        return _regular_spans(length, self.tile, self.stride)
 
 
 @dataclass(frozen=True, slots=True)

@@ -165,7 +165,10 @@ def test_bands_without_names_are_taken_in_order_when_their_number_fits_and_the_u
 @pytest.mark.parametrize(
     ("names", "complaint"),
     [
-        ([None] * 8, r"8 bands without names, the model needs 6: .*--bands 1,2,3,4,5,6"),
+        (
+            [None] * 8,
+            r"8 bands without names, the model needs 6: .*--bands which they are, .* of blue first",
+        ),
         ([None] * 3, r"3 bands without names, the model needs 6: .*Add the missing ones"),
         ([None], r"1 band without names"),
         (["blue", "green", "red"], r"3 bands \(blue, green, red\), among which nir is not found"),

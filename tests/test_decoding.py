@@ -1,5 +1,6 @@
 """How often the blocks of a scene are read: the bytes, as the operating system counts them."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,9 @@ import pytest
 import rasterio
 from affine import Affine
 
+from geodeploy import PredictOptions
 from geodeploy.ahead import read_ahead
-from geodeploy.engine import _AHEAD
+from geodeploy.engine import _AHEAD, _plan
 from geodeploy.raster import Raster, open_raster
 
 COUNTER = Path("/proc/self/io")
@@ -78,3 +80,24 @@ def test_alpha_in_the_same_blocks_is_not_read_apart(tmp_path: Path) -> None:
     with open_raster(tmp_path / "rgba.tif", band_names=["red", "green", "blue"]) as raster:
         assert raster.layers[0].alpha == [4]
         assert times_read(raster, size) < 1.03
+
+
+def test_strips_as_wide_as_a_scene_of_40_000_columns_are_not_cut_into_panels(
+    tmp_path: Path, make_spec: Callable[..., Any]
+) -> None:
+    spec = make_spec(tile=224, overlap=32)
+    profile: dict[str, Any] = {
+        "driver": "GTiff", "count": 6, "dtype": "uint16", "height": 2000, "width": 40_000,
+        "crs": "EPSG:32616", "transform": Affine(10, 0, 4e5, 0, -10, 3e6), "sparse_ok": True,
+    }  # fmt: skip
+    panels = {}
+    for kind, blocks in (("strips", {"blockysize": 1}), ("tiles", BLOCKS[1])):
+        with rasterio.open(tmp_path / f"{kind}.tif", "w", **profile | blocks):
+            pass
+        with open_raster(tmp_path / f"{kind}.tif", band_names=spec.band_names) as raster:
+            plan = _plan(raster, spec, PredictOptions())
+        panels[kind] = len({part.cols for part in plan.parts})
+    assert panels == {
+        "strips": 1,
+        "tiles": 3,
+    }  # panels decode no more than the tiles at their edges twice

@@ -89,7 +89,8 @@ def check(taken: int, planned: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "classes"), [(2600, 10980, 4), (1300, 10980, 20), (1300, 40000, 4)]
+    ("height", "width", "classes"),
+    [(2600, 10980, 4), (1300, 10980, 20), (1300, 40000, 4), (1300, 40000, 20)],
 )
 def test_a_run_takes_what_was_planned_and_less_than_a_gibibyte(
     measure: Measure, tmp_path: Path, height: int, width: int, classes: int
@@ -107,3 +108,11 @@ def test_a_run_takes_what_was_planned_over_bands_of_two_sizes_in_tall_blocks(
     for name in BANDS[4:]:
         make_scene(tmp_path / f"{name}.tif", 2048, 5490, [name], gsd=20, **blocks)
     check(*measure(tmp_path, 4))
+
+
+def test_a_run_takes_what_was_planned_of_a_file_that_is_one_block(
+    measure: Measure, tmp_path: Path
+) -> None:
+    scene, blocks = tmp_path / "scene.tif", {"tiled": False, "blockysize": 3000, "sparse_ok": False}
+    make_scene(scene, 3000, 3000, BANDS, interleave="pixel", compress="deflate", **blocks)
+    check(*measure(scene, 4))

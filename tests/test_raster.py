@@ -419,6 +419,34 @@ def test_values_outside_the_range_name_what_was_seen_and_the_flags_that_mend_it(
         check_range(mended, bands)
 
 
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("LC08_L1TP_021039_20130416_01_T1.tif", r"--scale 2e-05 --offset -0\.1 \(Landsat Level 1"),
+        ("scene.tif", r"--scale \S+ --offset \S+ \(Landsat"),
+    ],
+)
+def test_landsat_s_numbers_are_not_taken_for_sentinel_2_s_which_would_be_bright_cloud(
+    make_raster: MakeRaster, make_spec: Callable[..., Any], tmp_path: Path, name: str, advice: str
+) -> None:
+    reflectance = np.random.default_rng(0).uniform(0.05, 0.2, (2, 60, 60))
+    raster = opened(make_raster, tmp_path / name, ((reflectance + 0.1) / 2e-5).astype(np.uint16))
+    bands = make_spec(["blue", "green"], valid_range=(-0.1, 1.6)).bands
+    with pytest.raises(RangeError, match=advice):
+        check_range(raster, bands)
+
+
+@pytest.mark.parametrize(
+    ("tags", "found"),
+    [({"scales": (1, np.nan)}, "a scale of nan"), ({"offsets": (0, np.inf)}, "an offset of inf")],
+)
+def test_tags_that_leave_nothing_of_the_pixels_are_refused(
+    make_raster: MakeRaster, tmp_path: Path, tags: dict[str, Any], found: str
+) -> None:
+    with pytest.raises(SourceError, match=rf"scene.tif: {found}, .* Mend the tags \(gdal_edit.py\)"):
+        opened(make_raster, tmp_path / "scene.tif", np.ones((2, 48, 48), np.float32), **tags)
+
+
 def test_half_the_pixels_may_lie_outside_the_range_and_nodata_has_no_say(
     make_raster: MakeRaster, make_spec: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -161,3 +161,8 @@ def test_an_overlap_that_does_not_fit_says_which_ones_do(overlap: int) -> None:
 def test_a_raster_without_pixels_has_no_grid() -> None:
     with pytest.raises(GridError, match="0 x 100 pixels"):
         TileGrid(height=0, width=100, tile=64, overlap=0)
+
+
+def test_a_raster_of_a_size_that_no_place_on_earth_has_is_refused() -> None:
+    with pytest.raises(GridError, match=r"A raster of 100 x 2000000000 pixels: .* Is its size"):
+        TileGrid(height=100, width=2_000_000_000, tile=224, overlap=32)
