@@ -16,7 +16,7 @@ import numpy as np
 import rasterio
 from affine import Affine
 from numpy.typing import NDArray
-from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.enums import ColorInterp, Interleaving, MaskFlags
 from rasterio.errors import RasterioIOError
 from rasterio.windows import Window
 
@@ -307,6 +307,7 @@ class ArrayDataset:
         chunks = {dim: max(sizes) for dim, sizes in array.chunksizes.items()}  # what dask computes
         chunks = chunks or array.encoding.get("preferred_chunks") or {}
         self.block_shapes = [(int(chunks.get(axes[0], 1)), int(chunks.get(axes[1], self.width)))]
+        self.interleaving = Interleaving.band
         self.files = list(files)
         self.subdatasets: list[str] = []
 

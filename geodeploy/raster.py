@@ -386,11 +386,10 @@ def _open_layer(
 
 
 def _block_bytes(dataset: Any) -> int:
-    sizes = [
-        rows * cols * np.dtype(kind).itemsize
-        for (rows, cols), kind in zip(dataset.block_shapes, dataset.dtypes, strict=True)
-    ]
-    return sum(sizes) if dataset.interleaving == Interleaving.pixel else max(sizes)
+    pixels: int = max(rows * cols for rows, cols in dataset.block_shapes)
+    sizes = [np.dtype(kind).itemsize for kind in dataset.dtypes]
+    each: int = sum(sizes) if dataset.interleaving == Interleaving.pixel else max(sizes)
+    return pixels * each
 
 
 _FINEST = 100
