@@ -1,6 +1,6 @@
 """Which stitching is right? Accuracy near the seams between tiles and elsewhere, by blend and overlap.
 
-    python bench/stitching.py RUN [RUN ...]
+    python bench/stitching.py RUN [RUN ...]      the tables of these; those of others stay
 
 Each RUN maps the scenes that its recipe cut into blocks, and is scored on the blocks it did not train
 on. The scenes are mapped several times with some rows and columns left out at the top and the left, so
@@ -53,13 +53,16 @@ def main() -> None:
     """Map every scene every way, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
-    lines = ["# Stitching", "", *(line for line in __doc__.splitlines()[2:] if line)]
+    head = ["# Stitching", "", *(line for line in __doc__.splitlines()[2:] if line)]
+    kept = RESULTS.read_text(encoding="utf-8").split("\n## ")[1:] if RESULTS.exists() else []
+    sections = {text.splitlines()[0]: text.splitlines()[1:] for text in kept}
     for run in parser.parse_args().runs:
         spec = json.loads((run / "spec.json").read_text())
-        lines += ["", f"## {spec['name']}: {spec['backbone']['name']}, tiles of {spec['tile']} pixels"]
-        lines += ["", *table(run, spec["tile"], [item["value"] for item in spec["classes"]])]
-        print("\n".join(lines), flush=True)
-    RESULTS.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        title = f"{spec['name']}: {spec['backbone']['name']}, tiles of {spec['tile']} pixels"
+        sections[title] = ["", *table(run, spec["tile"], [item["value"] for item in spec["classes"]])]
+        print("\n".join([title, *sections[title]]), flush=True)
+    lines = [line for title, section in sections.items() for line in ("", f"## {title}", *section)]
+    RESULTS.write_text("\n".join([*head, *lines]) + "\n", encoding="utf-8")
 
 
 def table(run: Path, tile: int, values: list[int]) -> Iterator[str]:
