@@ -4,6 +4,7 @@
     python bench/engine.py --model light         a few convolutions, at a tenth of the ViT's cost
     python bench/engine.py --model null          a model that costs nothing
     python bench/engine.py --model FILE.onnx     another one
+    python bench/engine.py --model null --profile    and what the main thread's processor time goes into
 
 Two limits. The first is the bare session: as many batches of the same shape in a process of its own,
 with nothing around; the fastest of several settings counts. Where the model is dear, all else hides
@@ -52,18 +53,23 @@ for _ in range(batches):
 print(json.dumps([time.perf_counter() - begun, time.process_time() - begun_cpu]))
 """
 PREDICT = """
-import json, sys, time
+import cProfile, io, json, pstats, sys, time
 from pathlib import Path
 from geodeploy import PredictOptions
 from geodeploy.engine import map_scene
 from geodeploy.runtime import open_session
-model, scene, output, batch = sys.argv[1:]
+model, scene, output, batch, profiled = sys.argv[1:]
 session = open_session(Path(model))
 options = PredictOptions(overwrite=True, batch=int(batch))
+profile, told = cProfile.Profile(time.thread_time), io.StringIO()
 begun_cpu = time.process_time()
-report = map_scene(Path(scene), session, Path(output), options, None, keep=False)
+run = profile.runcall if profiled == "True" else lambda ask, *given, **more: ask(*given, **more)
+report = run(map_scene, Path(scene), session, Path(output), options, None, keep=False)
 cpu_seconds = time.process_time() - begun_cpu
-print(json.dumps(report.model_dump(mode="json") | {"cpu_seconds": cpu_seconds}))
+if profiled == "True":
+    pstats.Stats(profile, stream=told).strip_dirs().sort_stats("tottime").print_stats(16)
+more = {"cpu_seconds": cpu_seconds, "profile": told.getvalue()}
+print(json.dumps(report.model_dump(mode="json") | more))
 """
 READ = """
 import sys, time
@@ -98,6 +104,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "geodeploy-bench")
+    parser.add_argument("--profile", action="store_true")
     arguments = parser.parse_args()
     folder, side, name = arguments.folder, arguments.side, arguments.model
     folder.mkdir(exist_ok=True)
@@ -111,7 +118,7 @@ def main() -> None:
     )
     for turn in range(1, arguments.turns + 1):
         output = folder / "engine_map.tif"
-        report = call(PREDICT, model, scene, output, arguments.batch)
+        report = call(PREDICT, model, scene, output, arguments.batch, False)
         batches = -(-report["tiles_run"] // report["batch"])
         bare = [call(BARE, model, batches, report["batch"], cores, spinning) for spinning in (1, 0)]
         session, session_cpu = (min(values) for values in zip(*bare, strict=True))
@@ -131,6 +138,8 @@ def main() -> None:
         f"of the limit with reading and writing / predict {statistics.median(of_limit):.3f}"
     )
     print(f"busy in the last turn: {report['busy']}")
+    if arguments.profile:
+        print(call(PREDICT, model, scene, output, arguments.batch, True)["profile"])
 
 
 def call(code: str, *arguments: object) -> Any:
