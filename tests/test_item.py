@@ -11,10 +11,12 @@ import pystac
 import pytest
 import rasterio
 from affine import Affine
+from pyproj import Transformer
 from pystac.extensions.classification import ClassificationExtension
 from pystac.extensions.projection import ProjectionExtension
 from pystac.validation.stac_validator import JsonSchemaSTACValidator
 from rasterio.crs import CRS
+from shapely import intersects, points
 from shapely.geometry import box, shape
 
 from geodeploy.clean import CleanOptions, clean_map
@@ -149,6 +151,77 @@ def test_over_the_date_line_the_outline_is_cut(tmp_path: Path, make_raster: Make
     west, _, east, _ = document["bbox"]
     assert 170 < west < 180
     assert -180 < east < -170
+
+
+@pytest.mark.parametrize(
+    ("crs", "transform", "around"),
+    [
+        (32601, Affine(20_000, 0, 20_000, 0, -20_000, 300_000), False),
+        (3857, Affine(30_000, 0, 19.5e6, 0, -30_000, 7e6), False),
+        (4326, Affine(0.01, 0, 179.83, 0, -0.01, -16), False),
+        (4326, Affine(0.01, 0, -180.33, 0, -0.01, -16), False),
+        (4326, Affine(1, 0, 340, 0, -1, 40), False),
+        (4326, Affine(360 / 42, 0, -180, 0, -5, 90), True),
+        (4326, Affine(360 / 42, 0, 0, 0, -5, 90), True),
+        (4326, Affine(360 / 42, 0, 3, 0, -5.1, 91.8), True),
+        (3031, Affine(25_000, 0, -525_000, 0, -25_000, 450_000), True),
+        (3031, Affine(25_000, 0, -800_000, 0, -25_000, -1_000_000), False),
+        (3413, Affine(30, 0, -600, 0, -30, 615), True),
+        (3413, Affine(30, 0, -617, 0, -30, 1080), False),  # a pole on the edge
+    ],
+)
+def test_the_outline_holds_the_map_and_no_more_over_180_degrees_and_poles(
+    tmp_path: Path, make_raster: MakeRaster, crs: int, transform: Affine, around: bool
+) -> None:
+    path = make_raster(
+        tmp_path / "map.tif",
+        np.full((1, 36, 42), 3, np.uint8),
+        crs=CRS.from_epsg(crs),
+        transform=transform,
+    )
+    document = read(write_item(path, options=DAY))
+    outline = shape(document["geometry"])
+    assert outline.is_valid
+    assert (outline.geom_type == "Polygon") == (around or transform.c == 340)
+    west, south, east, north = document["bbox"]
+    assert (south, north) == (outline.bounds[1], outline.bounds[3])
+    if around:
+        assert (west, east) == (-180, 180)
+    place = Transformer.from_crs(crs, 4326, always_xy=True).transform
+
+    def held(cols: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        longitudes, latitudes = place(*(transform @ (cols, rows)))
+        longitudes = (longitudes + 180) % 360 - 180
+        within = (west <= longitudes) & (longitudes <= east)
+        if west > east:
+            within = (west <= longitudes) | (longitudes <= east)
+        in_box = within & (south <= latitudes) & (latitudes <= north)
+        found = intersects(outline, points(longitudes, latitudes))
+        assert not (found & ~in_box).any()
+        return np.asarray(found)
+
+    cols, rows = (side.ravel() for side in np.meshgrid(np.arange(42) + 0.5, np.arange(2, 35) + 0.5))
+    assert held(cols, rows).all()
+    if crs != 4326 or not around:
+        side = np.linspace(-2, 44, 30)
+        assert not held(np.tile(side, 2), np.repeat([-1.5, 37.5], 30)).any()
+
+
+def test_the_outline_of_a_map_of_the_whole_earth_is_a_box_where_its_corners_are_not_on_it(
+    tmp_path: Path, make_raster: MakeRaster
+) -> None:
+    path = make_raster(
+        tmp_path / "map.tif",
+        np.full((1, 18, 36), 3, np.uint8),
+        crs=CRS.from_string("+proj=moll +datum=WGS84"),
+        transform=Affine(1e6, 0, -1.8e7, 0, -1e6, 9e6),
+    )
+    document = read(write_item(path, options=DAY))
+    west, south, east, north = document["bbox"]
+    assert -180 <= west < -170
+    assert 170 < east <= 180
+    assert north == -south > 85
+    assert shape(document["geometry"]).bounds == (west, south, east, north)
 
 
 @pytest.mark.parametrize("crs", [None, CRS.from_string("+proj=laea +lat_0=50 +lon_0=9")])
