@@ -6,6 +6,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pystac
 import pytest
@@ -28,11 +29,76 @@ MakeRaster = Callable[..., Path]
 DAY = ItemOptions(acquired=date(2020, 6, 1))
 
 
+NUMBER = {"type": "number"}
+TEXT = {"type": "string"}
+CLASS = {
+    "type": "object",
+    "required": ["value", "name"],
+    "properties": {
+        "value": {"type": "integer"},
+        "name": {"type": "string", "pattern": "^[0-9A-Za-z-_]+$"},
+        "title": TEXT,
+        "description": TEXT,
+        "color_hint": {"type": "string", "pattern": "^[0-9A-F]{6}$"},
+        "nodata": {"type": "boolean"},
+        "percentage": NUMBER,
+        "count": {"type": "integer"},
+    },
+    "additionalProperties": False,
+}
+FIELDS = {
+    "projection/v2.0.0": {
+        "proj:code": {"type": ["string", "null"], "pattern": "^[^:]+:[^:]+$"},
+        "proj:wkt2": {"type": ["string", "null"], "pattern": "^[A-Z]+CRS\\["},
+        "proj:bbox": {"type": "array", "items": NUMBER, "minItems": 4, "maxItems": 4},
+        "proj:shape": {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2},
+        "proj:transform": {"type": "array", "items": NUMBER, "minItems": 6, "maxItems": 6},
+    },
+    "raster/v2.0.0": {
+        "raster:sampling": {"enum": ["area", "point"]},
+        "raster:bits_per_sample": {"type": "integer"},
+        "raster:spatial_resolution": NUMBER,
+        "raster:scale": NUMBER,
+        "raster:offset": NUMBER,
+    },
+    "classification/v2.0.0": {
+        "classification:classes": {
+            "type": "array", "items": CLASS, "minItems": 1, "uniqueItems": True,
+        },
+    },
+    "processing/v1.2.0": {
+        "processing:software": {"type": "object", "additionalProperties": TEXT},
+        "processing:lineage": TEXT,
+    },
+}  # fmt: skip
+"""What the extensions' own documents say of the fields that we write; their schemas are on the web."""
+
+
+def extension_fields(document: dict[str, Any]) -> set[str]:
+    """The extensions whose fields an item has; each field is one of theirs, and as they say."""
+    used = set()
+    assets = document["assets"].values()
+    bands = [band for asset in assets for band in asset.get("bands", [])]
+    known = {field: (name, fields[field]) for name, fields in FIELDS.items() for field in fields}
+    for place in (document["properties"], *assets, *bands):
+        for field in place:
+            if ":" in field:
+                name, schema = known[field]
+                jsonschema.validate(place[field], schema)
+                used.add(name)
+    return used
+
+
 def read(path: Path) -> dict[str, Any]:
-    """An item that is valid; its extensions' schemas are on the web, which tests do not reach."""
+    """An item that is valid by STAC's own schema and names the extensions that it makes use of."""
     document: dict[str, Any] = json.loads(path.read_text())
     JsonSchemaSTACValidator().validate_core(document, pystac.STACObjectType.ITEM, "1.1.0", str(path))
     pystac.Item.from_dict(document)
+    named = {
+        extension.removeprefix("https://stac-extensions.github.io/").removesuffix("/schema.json")
+        for extension in document["stac_extensions"]
+    }
+    assert extension_fields(document) == named
     return document
 
 
@@ -66,6 +132,26 @@ def test_pystac_reads_what_the_map_is(real_map: Path) -> None:
     assert tags["GEODEPLOY_MODEL_SHA256"] in item.properties["processing:lineage"]
     assert (path.parent / asset.href).samefile(real_map)
     assert (path.parent / item.assets["map.tif.aux.xml"].href).exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "field", "value"),
+    [
+        ("properties", "proj:code", "32616"),
+        ("properties", "proj:shape", [509]),
+        ("map", "raster:sampling", "pixel"),
+        ("map", "classification:classes", [{"value": 1, "name": "open water"}]),
+        ("properties", "processing:software", {"geodeploy": 1}),
+    ],
+)
+def test_a_field_that_is_not_as_its_extension_says_would_be_found(
+    real_map: Path, tmp_path: Path, place: str, field: str, value: object
+) -> None:
+    document = read(write_item(real_map, tmp_path / "item.json", options=DAY))
+    assert extension_fields(document) == set(FIELDS)
+    (document["properties"] if place == "properties" else document["assets"][place])[field] = value
+    with pytest.raises(jsonschema.ValidationError):
+        extension_fields(document)
 
 
 def test_the_outline_is_where_the_map_is(real_map: Path, tmp_path: Path) -> None:
