@@ -1,29 +1,31 @@
 """The part of a raster that the user asks for with `--aoi`."""
 
-import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
 
 import numpy as np
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.features import geometry_mask
-from rasterio.warp import transform as transform_points
 from rasterio.windows import Window, intersect
 
 from geodeploy.batches import CutTile
 from geodeploy.blend import Block
-from geodeploy.boundaries import Polygon, Ring, read_polygons
+from geodeploy.boundaries import Polygon, Polygons, is_box, read_polygons
 from geodeploy.dataset import WARNINGS
+from geodeploy.degrees import Corners, densified, extent, moved, unrolled
 from geodeploy.errors import AreaError
+from geodeploy.projection import projected
 from geodeploy.tiles import Span
 
-_PIECES = 50
-"""A side longer than a fiftieth of its polygon is cut: what is straight in one CRS bends in another."""
+_SAMPLES = 20
+"""Pieces along the longer side of a raster, when its place in degrees is looked for."""
+_MOST_LATITUDE = 91
+"""Global grids may reach half a pixel beyond the poles."""
+_MOST_LONGITUDE = 720
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class Area:
     transform: Affine
     """Of the raster."""
     polygons: list[Polygon]
-    """In the raster's CRS."""
+    """In the raster's CRS. What lies in an even number of a polygon's rings is outside."""
 
     @property
     def digest(self) -> str:
@@ -85,65 +87,45 @@ def find_area(
     found = read_polygons(text)
     if crs is None:
         raise AreaError(f"{scene} has no CRS: where {text} lies on it is not known. Map all of it.")
-    corners = [transform @ corner for corner in ((0, 0), (width, 0), (0, height), (width, height))]
-    left, right = min(x for x, _ in corners), max(x for x, _ in corners)
-    polygons = []
-    for polygon in found.polygons:
-        rings = [_to_crs(ring, found.crs, crs) for ring in polygon]
-        if crs.is_geographic:
-            rings = _turned(rings, (left + right) / 2)
-        polygons.append(rings)
-    points = [~transform @ point for rings in polygons for point in rings[0]]
-    if not all(math.isfinite(number) for point in points for number in point):
-        raise AreaError(f"{text} has points that do not exist in the scene's CRS, {crs}.")
-    # Centres lie half a pixel from the edges.
-    first_col, first_row = (math.ceil(min(values) - 0.5) for values in zip(*points, strict=True))
-    last_col, last_row = (math.floor(max(values) + 0.5) for values in zip(*points, strict=True))
+    if found.crs.is_geographic:
+        _check_degrees(found, text, crs)
+    corners = [(0, 0), (0, height), (width, height), (width, 0), (0, 0)]
+    outline = np.array([transform @ corner for corner in corners], float)
+    polygons = projected(found, crs, densified(outline, extent(outline) / _SAMPLES))
+    points = [~transform @ point for rings in polygons for ring in rings for point in ring]
+    first_col = first_row = last_col = last_row = 0
+    if points:
+        # Centres lie half a pixel from the edges.
+        first_col, first_row = (math.ceil(min(values) - 0.5) for values in zip(*points, strict=True))
+        last_col, last_row = (math.floor(max(values) + 0.5) for values in zip(*points, strict=True))
     first_col, last_col = max(first_col, 0), min(last_col, width)
     first_row, last_row = max(first_row, 0), min(last_row, height)
     if first_col >= last_col or first_row >= last_row:
         raise AreaError(
-            f"{text} does not lie on {scene}, which shows {_extent(corners, crs, found.crs)}."
+            f"{text} does not lie on {scene}, which shows {_extent(outline, crs, found.crs)}."
         )
     window = Window(first_col, first_row, last_col - first_col, last_row - first_row)
     return Area(window, transform, polygons)
 
 
-def _to_crs(ring: Ring, source: CRS, target: CRS) -> Ring:
-    if source == target:
-        return ring
-    xs, ys = zip(*_densified(ring), strict=True)
-    moved: Any = transform_points(source, target, xs, ys)
-    # PROJ gives longitudes from -180 to 180: a ring across the antimeridian would be torn.
-    moved_xs = np.unwrap(moved[0], period=360) if target.is_geographic else moved[0]
-    return [(float(x), float(y)) for x, y in zip(moved_xs, moved[1], strict=True)]
+def _check_degrees(found: Polygons, text: str, crs: CRS) -> None:
+    """Refuse metres that are taken for degrees."""
+    for x, y in (point for polygon in found.polygons for ring in polygon for point in ring):
+        if abs(x) > _MOST_LONGITUDE or abs(y) > _MOST_LATITUDE:
+            advice = "Write it in degrees: ogr2ogr -s_srs EPSG:... -t_srs EPSG:4326 area.gpkg FILE."
+            if is_box(text):
+                name = f"EPSG:{epsg}" if (epsg := crs.to_epsg()) else "EPSG:..."
+                advice = f"Name another CRS after an @: {text.partition('@')[0].strip()}@{name}."
+            raise AreaError(f"{text} is taken as degrees, which {x:.10g},{y:.10g} are not. {advice}")
 
 
-def _densified(ring: Ring) -> Ring:
-    """``ring`` with points along its long sides."""
-    xs, ys = zip(*ring, strict=True)
-    longest = max(max(xs) - min(xs), max(ys) - min(ys)) / _PIECES
-    dense = [ring[0]]
-    for (x1, y1), (x2, y2) in itertools.pairwise(ring):
-        pieces = max(1, math.ceil(math.hypot(x2 - x1, y2 - y1) / longest)) if longest else 1
-        dense += [
-            (x1 + (x2 - x1) * piece / pieces, y1 + (y2 - y1) * piece / pieces)
-            for piece in range(1, pieces + 1)
-        ]
-    return dense
-
-
-def _turned(rings: Polygon, middle: float) -> Polygon:
-    """``rings`` turned about the earth to where the raster has them: 181 degrees east is 179 west."""
-    xs = [x for x, _ in rings[0]]
-    turns = 360 * round((middle - (min(xs) + max(xs)) / 2) / 360)
-    return [[(x + turns, y) for x, y in ring] for ring in rings]
-
-
-def _extent(corners: Ring, crs: CRS, asked: CRS) -> str:
-    """The box around the ``corners``, in the CRS that the user asked in."""
-    xs, ys = zip(*_to_crs([*corners], crs, asked), strict=True)
-    return f"{min(xs):.8g},{min(ys):.8g},{max(xs):.8g},{max(ys):.8g}@{asked}"
+def _extent(outline: Corners, crs: CRS, asked: CRS) -> str:
+    """The box around the ``outline``, in the CRS that the user asked in if it has one there."""
+    there = unrolled(outline, crs, asked) if asked.is_geographic else moved(outline, crs, asked)
+    if np.isnan(there).any():
+        there, asked = outline, crs
+    (left, bottom), (right, top) = there.min(axis=0), there.max(axis=0)
+    return f"{left:.8g},{bottom:.8g},{right:.8g},{top:.8g}@{asked}"
 
 
 def places_over(spans: Sequence[Span], start: int, stop: int) -> range:

@@ -129,7 +129,7 @@ def match_bands(
                 f"{source}: its bands have no names; taken in order as {', '.join(needed)}."
             ]
         raise BandError(
-            f"{source} has {_count(len(names))} without names, the model needs {len(needed)}: "
+            f"{source} has {count_bands(len(names))} without names, the model needs {len(needed)}: "
             f"{', '.join(needed)}. {_advice(names, needed)}"
         )
     guessed = common_names(names, landsat=landsat)
@@ -155,7 +155,7 @@ def match_bands(
                 f" ({numbered[0]} means different bands on different satellites)" if numbered else ""
             )
             raise BandError(
-                f"{source} has {_count(len(names))} ({listed}), among which {want} is not "
+                f"{source} has {count_bands(len(names))} ({listed}), among which {want} is not "
                 f"found{unclear}; the model needs {', '.join(needed)}. {_advice(names, needed)}"
             )
         if len(found) > 1:
@@ -187,7 +187,25 @@ def _selected(
                 f"it has {_listed(names)}. Use those names or the numbers 1 to {len(names)}."
             )
         indexes += found
+    _check_twice(indexes, len(names), needed, select, source=source)
     return indexes
+
+
+def _check_twice(
+    indexes: Sequence[int], count: int, needed: Sequence[str], select: Sequence[str], *, source: str
+) -> None:
+    """Refuse a band that is named twice where there are enough for each to be named once.
+
+    A file of fewer bands can only repeat some, and the near infrared may stand in for its twin.
+    """
+    for place, index in enumerate(indexes):
+        first = indexes.index(index)
+        if first == place or count < len(needed) or STAND_INS.get(needed[place]) == needed[first]:
+            continue
+        raise BandError(
+            f"--bands names {select[place]} twice, for {needed[first]} and for {needed[place]}; "
+            f"{source} has {count} bands. Name another for each of {', '.join(needed)}."
+        )
 
 
 def _advice(names: Sequence[str | None], needed: Sequence[str]) -> str:
@@ -200,5 +218,6 @@ def _listed(names: Sequence[str | None]) -> str:
     return ", ".join(name or f"band {index}" for index, name in enumerate(names, 1))
 
 
-def _count(bands: int) -> str:
+def count_bands(bands: int) -> str:
+    """In words."""
     return "1 band" if bands == 1 else f"{bands} bands"

@@ -1,6 +1,7 @@
 """Read polygons: a bounding box, GeoJSON or GeoPackage, without another package."""
 
 import json
+import math
 import re
 import sqlite3
 import struct
@@ -62,7 +63,27 @@ def read_polygons(text: str) -> Polygons:
         )
     if not found.polygons:
         raise AreaError(f"{path.name} holds no polygon: there is nothing to map.")
-    return found
+    return Polygons([_checked(polygon, path.name, found.crs) for polygon in found.polygons], found.crs)
+
+
+def is_box(text: str) -> bool:
+    """Whether ``text`` is meant as a box, and not as a file."""
+    return _BOX.fullmatch(text) is not None
+
+
+def _checked(polygon: Polygon, name: str, crs: CRS) -> Polygon:
+    """``polygon`` with rings that are closed."""
+    for ring in polygon:
+        if not all(math.isfinite(number) for point in ring for number in point):
+            raise AreaError(f"{name} has a corner that is no number. Mend it: ogr2ogr -makevalid.")
+        if len({*ring}) < 3:
+            raise AreaError(
+                f"{name} has a polygon with a ring of {len({*ring})} corners; 3 are needed."
+            )
+        width = max(x for x, _ in ring) - min(x for x, _ in ring)
+        if crs.is_geographic and width > 360:
+            raise AreaError(f"{name} has a polygon {width:.8g} degrees wide; the earth has 360.")
+    return [ring if ring[0] == ring[-1] else [*ring, ring[0]] for ring in polygon]
 
 
 def _box(text: str, match: re.Match[str]) -> Polygons:
@@ -75,6 +96,8 @@ def _box(text: str, match: re.Match[str]) -> Polygons:
         ) from error
     if crs.is_geographic and west > east:
         east += 360
+    if crs.is_geographic and 360 < east - west <= 720:
+        west, east = -180.0, 180.0  # all around the earth
     if not (west < east and south < north):
         raise AreaError(f"{text} is an empty box: xmin,ymin,xmax,ymax are needed, in this order.")
     ring = [(west, south), (east, south), (east, north), (west, north), (west, south)]
@@ -90,7 +113,7 @@ def _crs(name: str, source: str) -> CRS:
 
 def _geojson(path: Path) -> Polygons:
     try:
-        document = json.loads(path.read_text(encoding="utf-8-sig"))
+        document = json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=_refuse)
         polygons = [
             [[(float(x), float(y)) for x, y, *_ in ring] for ring in polygon]
             for geometry in _geometries(document)
@@ -99,8 +122,19 @@ def _geojson(path: Path) -> Polygons:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise AreaError(f"{path.name} is not valid GeoJSON ({first_line(error)}).") from error
     # RFC 7946 knows longitude and latitude alone; files from before it name another CRS like this.
-    named = (document.get("crs") or {}).get("properties", {}).get("name")
+    try:
+        named = (document.get("crs") or {}).get("properties", {}).get("name")
+    except AttributeError as error:
+        raise AreaError(
+            f'{path.name} has "crs": {json.dumps(document["crs"])[:80]}. GeoJSON names another CRS '
+            'as {"type": "name", "properties": {"name": "EPSG:32633"}}.'
+        ) from error
     return Polygons(polygons, _crs(named, path.name) if named else _LONGITUDE_LATITUDE)
+
+
+def _refuse(constant: str) -> None:
+    """NaN and Infinity, which Python's JSON takes and the standard does not."""
+    raise ValueError(f"{constant} is no number")
 
 
 def _geometries(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -120,7 +154,7 @@ def _geometries(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _polygons_of(geometry: dict[str, Any]) -> Sequence[Any]:
     if geometry["type"] == "Polygon":
-        return [geometry["coordinates"]]
+        return [geometry["coordinates"]] if geometry["coordinates"] else []  # RFC 7946, 3.1: null
     return geometry["coordinates"] if geometry["type"] == "MultiPolygon" else []
 
 

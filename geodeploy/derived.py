@@ -15,6 +15,7 @@ from geodeploy.item import ItemOptions, acquisition, item_path, write_item
 from geodeploy.parts import note_derived, noted_derived
 from geodeploy.polygons import Metres, PolygonOptions, check_ground, check_vectors, write_polygons
 from geodeploy.preview import write_preview
+from geodeploy.stac import is_item, item_time
 from geodeploy.writer import check_output
 
 
@@ -40,7 +41,7 @@ class DerivedOptions(BaseModel):
     stac: bool = False
     """A STAC item beside the map, ``<stem>.stac.json``."""
     acquired: date | datetime | None = None
-    """When the scene was taken, for the STAC item; None takes it from the scene's name."""
+    """When the scene was taken, for the STAC item; None takes it from the scene's own item or name."""
 
     @property
     def files(self) -> dict[str, Path]:
@@ -69,6 +70,7 @@ def check_derived(
 
     Raises:
         OutputError: says which, and the flag.
+        SourceError: a scene is a STAC item that cannot be read, and ``options`` do not say its time.
         MissingExtraError: polygons are asked for without the extra ``vector``.
     """
     for flag, given, needed, there in (
@@ -96,7 +98,7 @@ def check_derived(
             place = item_path(mapped)
             there = overwrite or place.absolute() in made
             check_output(place, inputs, overwrite=there, flag="-o")
-            if options.acquired is None and acquisition(scene.name) is None:
+            if options.acquired is None and _taken(scene) is None:
                 raise OutputError(
                     f"{scene.name} does not tell when it was taken, which a STAC item must: "
                     "say --acquired 2024-05-31 or 2024-05-31T10:20:30Z."
@@ -153,7 +155,7 @@ def derive(
             made.append(item_path(mapped))
         elif options.stac:
             telling = ItemOptions(
-                acquired=options.acquired or acquisition(scene.name),
+                acquired=options.acquired or _taken(scene),
                 model=model,
                 others=(*beside, *made),
                 overwrite=overwrite,
@@ -163,6 +165,11 @@ def derive(
     except GeodeployError as error:
         raise type(error)(f"{error} The map {mapped} is whole.") from error
     return tuple(made)
+
+
+def _taken(scene: Path) -> datetime | date | None:
+    """When the scene was taken, if its STAC item or its name tells."""
+    return (item_time(scene) if is_item(scene) else None) or acquisition(scene.name)
 
 
 def _is_suffix(path: Path) -> bool:

@@ -15,13 +15,12 @@ from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
-from rasterio.crs import CRS
-from rasterio.warp import transform as warp
 
 from geodeploy.area import column_areas
 from geodeploy.classmap import open_class_map
 from geodeploy.cog import aux_path
 from geodeploy.dataset import open_dataset
+from geodeploy.degrees import WGS84, Corners, moved, turns, unrolled
 from geodeploy.errors import OutputError
 from geodeploy.spec import SegmentationClass
 from geodeploy.writer import check_output
@@ -333,23 +332,53 @@ def _footprint(source: Any) -> dict[str, Any]:
     """Geometry and bbox in degrees of WGS 84, as RFC 7946 has them."""
     if source.crs is None:
         return {"geometry": None}
-    xs, ys = zip(*(source.transform @ corner for corner in _outline(source, _STEPS)), strict=True)
-    longitudes, latitudes = warp(source.crs, CRS.from_epsg(4326), xs, ys)
-    ring = list(zip(np.unwrap(longitudes, period=360).tolist(), latitudes, strict=True))
+    outline = [source.transform @ corner for corner in _outline(source, _STEPS)]
+    ring = unrolled(np.array([*outline, outline[0]]), source.crs).round(_DIGITS)
+    ring[:, 1] = ring[:, 1].clip(-90, 90)  # pixels around a pole may reach beyond it
+    if np.isnan(ring).any():
+        found = _box_within(source)
+        if found is None:
+            return {"geometry": None}
+        ring = found
+    (west, south), (east, north) = ring.min(axis=0).tolist(), ring.max(axis=0).tolist()
+    if east - west >= 360 and (west, east) != (-180, 180):  # all around the earth, from elsewhere
+        west, east = -180.0, 180.0
+        ring = _box(west, south, east, north)
     parts: list[list[Point]] = []
-    for turn in (-360.0, 0.0, 360.0):
-        cut = _cut(_cut(ring, left=turn - 180, side=1), left=turn + 180, side=-1)
+    points = [(x, y) for x, y in ring[:-1].tolist()]
+    for turn in turns(west, east, -180, 180):
+        turned = [(x + 360 * turn, y) for x, y in points]
+        cut = _cut(_cut(turned, left=-180, side=1), left=180, side=-1)
         if cut:
-            parts.append([(round(x - turn, _DIGITS), round(y, _DIGITS)) for x, y in cut])
+            parts.append([(round(x, _DIGITS), round(y, _DIGITS)) for x, y in cut])
     rings = [_against_the_clock([*part, part[0]]) for part in parts]
-    lows = [y for part in parts for _, y in part]
-    # Across 180 degrees a box begins in the east and ends in the west.
-    west = min(x for x, _ in parts[0])
-    east = max(x for x, _ in parts[-1])
+    # Across 180 degrees a box begins in the east and ends in the west: the last turn is the western.
+    first, last = parts[-1], parts[0]
     geometry: dict[str, Any] = {"type": "Polygon", "coordinates": [rings[0]]}
     if len(rings) > 1:
         geometry = {"type": "MultiPolygon", "coordinates": [[ring] for ring in rings]}
-    return {"geometry": geometry, "bbox": [west, min(lows), east, max(lows)]}
+    bbox = [min(x for x, _ in first), south, max(x for x, _ in last), north]
+    return {"geometry": geometry, "bbox": bbox}
+
+
+def _box_within(source: Any) -> Corners | None:
+    """Around those of a few points of a map that lie on the earth, where its outline does not.
+
+    None where there are none.
+    """
+    cols, rows = np.meshgrid(
+        np.linspace(0, source.width, 4 * _STEPS + 1), np.linspace(0, source.height, 4 * _STEPS + 1)
+    )
+    inside = np.stack(source.transform @ (cols.ravel(), rows.ravel()), axis=1)
+    found = moved(inside, source.crs, WGS84)
+    if np.isnan(found).all():
+        return None
+    (west, south), (east, north) = np.nanmin(found, axis=0), np.nanmax(found, axis=0)
+    return _box(west, south, east, north).round(_DIGITS)
+
+
+def _box(west: float, south: float, east: float, north: float) -> Corners:
+    return np.array([(west, south), (east, south), (east, north), (west, north), (west, south)])
 
 
 def _outline(source: Any, steps: int) -> Iterator[Point]:

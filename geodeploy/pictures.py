@@ -100,10 +100,10 @@ def add_legend(
     names: Sequence[str],
     *,
     other: str | None = None,
-) -> None:
-    """A legend of colours and ``names`` below the pictures, as wide as they are at most.
+) -> Any:
+    """A legend of colours and ``names`` below the pictures, as wide as they are if it can be.
 
-    ``other`` names what is no class.
+    ``other`` names what is no class. Returns the box that the legend takes, in pixels.
     """
     from matplotlib.patches import Patch
 
@@ -116,10 +116,11 @@ def add_legend(
             handles=handles, loc="outside lower center", ncols=columns, frameon=False
         )
         figure.draw_without_rendering()  # only then is its width known
-        if legend.get_window_extent().width <= figure.bbox.width:
-            return
-        if columns > 1:
-            legend.remove()
+        box = legend.get_window_extent()
+        if box.width <= figure.bbox.width or columns == 1:
+            return box
+        legend.remove()
+    raise ValueError("a legend of nothing")
 
 
 def _figure(*, columns: int, width: float, height: float) -> tuple[Any, Sequence[Any]]:

@@ -15,6 +15,10 @@ from geodeploy.writer import check_output
 
 _SIDE = 1000
 _DPI = 110
+_LEGEND_WIDTH = 440
+"""What a legend may take beside a narrow map."""
+_GAP = 8
+"""Around the legend."""
 
 
 def write_preview(
@@ -25,7 +29,7 @@ def write_preview(
     Args:
         source: A class map; its overviews are read, so that a map of any size is drawn at once.
         output: Where the picture goes.
-        side: Pixels along the map's longer side at most.
+        side: Pixels along the map's longer side in the picture; the legend comes below them.
         overwrite: Replace a file that exists.
 
     Raises:
@@ -34,6 +38,8 @@ def write_preview(
     """
     output = Path(output)
     check_output(output, [Path(source)], overwrite=overwrite, flag="--preview")
+    if side < 1:
+        raise OutputError(f"{output}: a picture of side={side} pixels is none. Take 1 or more.")
     with open_class_map(source) as opened:
         values = _decimated(opened, side)
         data = np.ones(values.shape, bool) if opened.nodata is None else values != opened.nodata
@@ -43,7 +49,7 @@ def write_preview(
         tall = _height_of_a_pixel(opened)
     draft = output.with_name(f".{output.name}.part")
     try:
-        _draw(np.where(data, values, np.uint8(255)), classes, tall, draft)
+        _draw(np.where(data, values, np.uint8(255)), classes, tall, side, draft)
         draft.replace(output)
     except OSError as error:
         raise OutputError(f"{output} cannot be written ({error.strerror}).") from error
@@ -70,22 +76,35 @@ def _height_of_a_pixel(source: ClassMap) -> float:
     return ratio / max(math.cos(middle), 0.1)  # at the poles a map in degrees is no picture
 
 
-def _draw(values: NDArray[np.uint8], classes: list[SegmentationClass], tall: float, path: Path) -> None:
+def _draw(
+    values: NDArray[np.uint8], classes: list[SegmentationClass], tall: float, side: int, path: Path
+) -> None:
     # Not pyplot: it keeps every figure and looks for a screen.
     from matplotlib.figure import Figure
 
     height, width = values.shape[0] * tall, float(values.shape[1])
-    scale = 9 / max(height, width)
-    legend = 0.5 + 0.3 * (len(classes) // 5 + 1)
-    figure = Figure(figsize=(max(width * scale, 4), height * scale + legend), layout="constrained")
-    axis = figure.subplots()
-    axis.imshow(coloured(values, classes), aspect=tall, interpolation="nearest")
-    axis.set_axis_off()
+    pixel = side / max(height, width)
+    height, width = max(round(height * pixel), 1), max(round(width * pixel), 1)
     known = {item.value for item in classes}
     none = ~np.isin(values, list(known))
     data = max(int((~none).sum()), 1)
     names = [f"{item.name}  {_percent((values == item.value).sum() / data)}" for item in classes]
-    add_legend(figure, classes, names, other="no data" if none.any() else None)
+    whole = max(width, _LEGEND_WIDTH)
+    figure = Figure(figsize=(whole / _DPI, (height + whole) / _DPI), dpi=_DPI)
+    legend = add_legend(figure, classes, names, other="no data" if none.any() else None)
+    # The map has its pixels, whatever the legend takes; letters are as large in every picture.
+    whole, below = max(whole, math.ceil(legend.width)), math.ceil(legend.height + 2 * _GAP)
+    figure.set_size_inches((whole + 0.5) / _DPI, (below + height + 0.5) / _DPI)  # drawn in whole pixels
+    axis = figure.add_axes(
+        (
+            (whole - width) // 2 / whole,
+            below / (below + height),
+            width / whole,
+            height / (below + height),
+        )
+    )
+    axis.imshow(coloured(values, classes), aspect="auto", interpolation="nearest")
+    axis.set_axis_off()
     # Without matplotlib's version in the file, the same map gives the same bytes.
     figure.savefig(path, format="png", dpi=_DPI, metadata={"Software": None})
 

@@ -19,7 +19,7 @@ from rasterio.enums import Interleaving, MaskFlags
 from rasterio.windows import Window
 
 from geodeploy.asset import Asset, Source
-from geodeploy.bands import common_names, landsat_number, match_bands
+from geodeploy.bands import common_names, count_bands, landsat_number, match_bands
 from geodeploy.blockrows import Loss, Pixels
 from geodeploy.dataset import open_dataset, open_quietly, reading
 from geodeploy.errors import GridError, RangeError, SourceError
@@ -343,6 +343,12 @@ def _open_layer(
     with open_dataset(path) as dataset:
         assets = [asset for _, asset in chosen]
         indexes = [asset.index for asset in assets]
+        beyond = next((asset for asset in assets if asset.index > dataset.count), None)
+        if beyond is not None:
+            raise SourceError(
+                f"{Path(path).name} has {count_bands(dataset.count)}, but its STAC item says that "
+                f"{beyond.name} is band {beyond.index}. Name the file itself, with --bands."
+            )
         types = [np.dtype(dataset.dtypes[index - 1]) for index in indexes]
         if any(kind.kind == "c" for kind in types):
             raise SourceError(

@@ -4,6 +4,7 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
+from datetime import date, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
@@ -51,6 +52,27 @@ def stac_source(path: Path) -> Source:
         raise SourceError(f"{path} names no raster among its assets.")
     hints = (str(item.get("properties", {}).get("platform", "")), str(item.get("id", "")))
     return Source(str(item.get("id") or path.name), list(assets.values()), hints)
+
+
+def item_time(path: Path) -> datetime | date | None:
+    """When the scene of the item at ``path`` was taken; the day, of a span within one; None for others.
+
+    Raises:
+        SourceError: it cannot be read.
+    """
+    found = _read(path).get("properties")
+    told = found if isinstance(found, dict) else {}
+    when, start, end = (_time(told.get(key)) for key in ("datetime", "start_datetime", "end_datetime"))
+    if when is None and start is not None and end is not None and start.date() == end.date():
+        return start.date()
+    return when
+
+
+def _time(text: object) -> datetime | None:
+    try:
+        return datetime.fromisoformat(str(text))
+    except ValueError:
+        return None
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -15,9 +15,9 @@ import shapely
 from numpy.typing import NDArray
 from pyarrow.parquet import ParquetWriter
 from rasterio.crs import CRS
-from rasterio.warp import transform as warp
 
 from geodeploy.classmap import ClassMap
+from geodeploy.degrees import AT_POLE, STEP, WGS84, Corners, moved, turns, unrolled
 from geodeploy.errors import OutputError, first_line
 from geodeploy.outlines import Features
 
@@ -204,17 +204,27 @@ def on_ground(geometries: NDArray[np.object_], source: ClassMap) -> NDArray[np.o
 
 
 def in_degrees(geometries: NDArray[np.object_], source: ClassMap) -> NDArray[np.object_]:
-    """(Multi)polygons in longitudes and latitudes of WGS 84, of polygons in pixels."""
-    wgs84 = CRS.from_epsg(4326)
+    """(Multi)polygons in longitudes and latitudes of WGS 84, of polygons in pixels.
 
-    def place(corners: NDArray[np.float64]) -> NDArray[np.float64]:
-        longitudes, latitudes = warp(source.crs, wgs84, *corners.T)
-        return np.stack([longitudes, latitudes], axis=1)
+    Raises:
+        OutputError: a polygon reaches beyond the earth as the map's CRS has it.
+    """
+    crs = source.crs
+    assert crs is not None
+
+    def place(corners: Corners) -> Corners:
+        placed = moved(corners, crs, WGS84)
+        if np.isnan(placed).any():
+            raise OutputError(
+                f"{source.path.name} has polygons that reach beyond the earth, where its CRS has no "
+                "degrees, and GeoJSON is in degrees: take .gpkg or .parquet."
+            )
+        return placed
 
     dense = on_ground(shapely.segmentize(geometries, _STEP), source)
     placed = shapely.transform(dense, place) if len(dense) else dense
-    for number in np.flatnonzero(_leave_the_globe(placed)):
-        placed[number] = _cut_at_180(placed[number])
+    for number in np.flatnonzero(_leave_the_globe(placed, geographic=crs.is_geographic)):
+        placed[number] = _cut_at_180(dense[number], crs)
     rounded: NDArray[np.object_] = shapely.transform(placed, lambda corners: corners.round(_DIGITS))
     # A corner on another line of its outline may come to lie beyond it: degrees bend what was straight.
     broken = ~shapely.is_valid(rounded)
@@ -223,29 +233,40 @@ def in_degrees(geometries: NDArray[np.object_], source: ClassMap) -> NDArray[np.
     return _oriented(rounded)
 
 
-def _leave_the_globe(geometries: NDArray[np.object_]) -> NDArray[np.bool_]:
-    """Which reach beyond 180 degrees, or jump from there to the other side."""
+def _leave_the_globe(geometries: NDArray[np.object_], *, geographic: bool) -> NDArray[np.bool_]:
+    """Which reach beyond 180 degrees or a pole, or jump from there to the other side."""
     corners, place = shapely.get_coordinates(geometries, return_index=True)
-    jumps = (np.abs(np.diff(corners[:, 0])) > 180) & (place[:-1] == place[1:])
+    # Between meridians that are far apart no line is straight, but for those drawn in degrees.
+    widest = 180 if geographic else STEP
+    jumps = (np.abs(np.diff(corners[:, 0])) > widest) & (place[:-1] == place[1:])
+    highest = 90 if geographic else AT_POLE
     found = np.zeros(len(geometries), bool)
     found[place[:-1][jumps]] = True
-    found[place[np.abs(corners[:, 0]) > 180]] = True
+    found[place[(np.abs(corners[:, 0]) > 180) | (np.abs(corners[:, 1]) > highest)]] = True
     return found
 
 
-def _cut_at_180(polygon: shapely.Polygon) -> Any:
-    def unwrap(corners: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.stack([np.unwrap(corners[:, 0], period=360), corners[:, 1]], axis=1)
+def _cut_at_180(polygon: shapely.Polygon, crs: CRS) -> Any:
+    """A polygon in ``crs`` in degrees. Each ring for itself: PROJ may turn them by different turns."""
+    outer, *holes = (
+        _between_180(unrolled(shapely.get_coordinates(ring), crs).round(_DIGITS))
+        for ring in (polygon.exterior, *polygon.interiors)
+    )
+    return shapely.difference(outer, shapely.union_all(holes)) if holes else outer
 
-    whole = shapely.transform(polygon, unwrap)
+
+def _between_180(ring: Corners) -> Any:
+    """What lies in a ring whose longitudes go on beyond 180 degrees."""
+    region = shapely.make_valid(shapely.Polygon(ring), method="structure", keep_collapsed=False)
+    west, _, east, _ = region.bounds
     parts = [
         shapely.transform(
-            shapely.intersection(whole, shapely.box(turn - 180, -90, turn + 180, 90)),
-            lambda corners, turn=turn: corners - (turn, 0),
+            shapely.intersection(region, shapely.box(-180 - 360 * turn, -90, 180 - 360 * turn, 90)),
+            lambda corners, turn=turn: corners + np.array([360 * turn, 0]),
         )
-        for turn in (-360, 0, 360)
+        for turn in turns(west, east, -180, 180)
     ]
-    return shapely.union_all([part for part in parts if part.area])
+    return shapely.union_all([part for part in shapely.get_parts(parts) if part.area])
 
 
 def _oriented(geometries: NDArray[np.object_]) -> NDArray[np.object_]:

@@ -8,9 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 from affine import Affine
+from numpy.lib.stride_tricks import sliding_window_view
+from pyproj import Transformer
 from rasterio.crs import CRS
 from rasterio.warp import transform_bounds
 from rasterio.windows import Window
+from shapely import Polygon, distance, points, within
+from shapely.geometry import mapping
 
 from geodeploy.aoi import Area, find_area, places_over
 from geodeploy.errors import AreaError
@@ -207,6 +211,127 @@ def test_an_area_across_the_antimeridian_lies_on_a_scene_in_utm() -> None:
 
 
 @pytest.mark.parametrize(
+    ("crs", "transform"),
+    [
+        (32601, Affine(20_000, 0, 20_000, 0, -20_000, 300_000)),
+        (32616, Affine(30, 0, 454_155, 0, -30, 3_406_845)),
+        (3857, Affine(30_000, 0, 19.5e6, 0, -30_000, 7e6)),
+        (3857, Affine(954_160, 0, -20037508.34, 0, -954_160, 17e6)),
+        (4326, Affine(0.01, 0, 179.83, 0, -0.01, -16)),
+        (4326, Affine(0.01, 0, -180.33, 0, -0.01, -16)),
+        (4326, Affine(360 / 42, 0, -180, 0, -5, 90)),
+        (4326, Affine(360 / 42, 0, 0, 0, -5, 90)),
+        (4269, Affine(360 / 42, 0, 120, 0, -5, 90)),
+        (4087, Affine(20037508.342789244 / 21, 0, -20037508.342789244, 0, -556597.45, 10018754.1)),
+        (3031, Affine(25_000, 0, -525_000, 0, -25_000, 450_000)),
+        (3031, Affine(25_000, 0, -537_500, 0, -25_000, 462_500)),  # the pole in a pixel's centre
+        (3413, Affine(30_000, 0, -617_000, 0, -30_000, 1_111_000)),
+        (3995, Affine(30_000, 0, 200_000, 0, -30_000, -200_000)),
+    ],
+)
+@pytest.mark.parametrize(
+    "box",
+    [
+        (-180, -90, 180, 90),
+        (0, -90, 360, 90),
+        (-200, -90, 200, 90),
+        (170, -80, -170, 80),
+        (-10, -10, 10, 10),
+        (179.9, -89, 179.97, 89.3),
+        (-87.42, 30.65, -87.36, 30.75),
+        (30, -88, 200, 88),
+    ],
+)
+def test_no_pixel_of_a_box_is_lost_over_180_degrees_and_poles(
+    crs: int, transform: Affine, box: tuple[float, ...], tmp_path: Path
+) -> None:
+    west, south, east, north = box
+    rows, cols = np.mgrid[:36, :42] + 0.5
+    place = Transformer.from_crs(crs, 4326, always_xy=True).transform
+    longitudes, latitudes = place(*(transform @ (cols, rows)))
+    width = (east - west) % 360 if east - west < 360 else 360
+    wanted = ((longitudes - west) % 360 <= width) | (width == 360)
+    wanted &= (south <= latitudes) & (latitudes <= north)
+    # Where the box's sides are, centres may lie on either one.
+    around = sliding_window_view(np.pad(wanted, 1, "edge"), (3, 3))
+    near = around.any(axis=(2, 3)) != around.all(axis=(2, 3))
+    grid: dict[str, Any] = {
+        "crs": CRS.from_epsg(crs), "transform": transform, "height": 36, "width": 42,
+    }  # fmt: skip
+    text = ",".join(map(str, box))
+    if not (wanted & ~near).any():
+        try:
+            found = everything(area(text, **grid), 36, 42)
+        except AreaError as error:
+            assert "does not lie on scene.tif, which shows" in str(error)  # noqa: PT017
+            found = np.zeros_like(wanted)
+    else:
+        found = everything(area(text, **grid), 36, 42)
+    np.testing.assert_array_equal(found[~near], wanted[~near])
+    if width == 360:
+        assert found.all()
+
+
+@pytest.mark.parametrize("left", [-180, 0, 77])
+def test_an_area_around_a_pole_lies_on_a_grid_in_degrees(left: float, tmp_path: Path) -> None:
+    outer = Polygon([(-2e6, -1e6), (1.5e6, -1.6e6), (2e6, 1e6), (-1e6, 1.7e6)])
+    hole = outer.representative_point().buffer(9e5)
+    for holes in ([], [list(hole.exterior.coords)]):
+        polygon = Polygon(outer.exterior.coords, holes)
+        document = mapping(polygon) | {"crs": {"properties": {"name": "EPSG:3031"}}}
+        (tmp_path / "a.geojson").write_text(json.dumps(document))
+        transform = Affine(2, 0, left, 0, -0.5, -60)
+        mask = everything(
+            area(
+                tmp_path / "a.geojson",
+                crs=CRS.from_epsg(4326),
+                transform=transform,
+                height=60,
+                width=180,
+            ),
+            60,
+            180,
+        )
+        rows, cols = np.mgrid[:60, :180] + 0.5
+        place = Transformer.from_crs(4326, 3031, always_xy=True).transform
+        centres = points(*place(*(transform @ (cols, rows))))
+        clear = distance(centres, polygon.boundary) > 5_000
+        np.testing.assert_array_equal(mask[clear], within(centres, polygon)[clear])
+
+
+def test_polygons_cut_at_180_degrees_are_whole_again_in_other_crss(tmp_path: Path) -> None:
+    halves = [
+        [[[179, -17], [180, -17], [180, -16.2], [179, -16.2], [179, -17]]],
+        [[[-180, -16.9], [-179.5, -16.9], [-179.5, -16.1], [-180, -16.1], [-180, -16.9]]],
+    ]
+    (tmp_path / "fiji.geojson").write_text(json.dumps({"type": "MultiPolygon", "coordinates": halves}))
+    for crs, transform in (
+        (32760, Affine(400, 0, 700_000, 0, -400, 8_250_000)),
+        (3832, Affine(400, 0, 3_190_000, 0, -400, -1_780_000)),
+    ):
+        grid = {"crs": CRS.from_epsg(crs), "transform": transform, "height": 400, "width": 500}
+        mask = everything(area(tmp_path / "fiji.geojson", **grid), 400, 500)
+        rows, cols = np.mgrid[:400, :500] + 0.5
+        place = Transformer.from_crs(crs, 4326, always_xy=True).transform
+        longitudes, latitudes = place(*(transform @ (cols, rows)))
+        whole = Polygon(
+            [(179, -17), (180, -17), (180, -16.9), (180.5, -16.9), (180.5, -16.1), (180, -16.1),
+             (180, -16.2), (179, -16.2)]
+        )  # fmt: skip
+        centres = points(longitudes % 360, latitudes)
+        clear = distance(centres, whole.boundary) > 1e-4
+        np.testing.assert_array_equal(mask[clear], within(centres, whole)[clear])
+        assert mask.sum() > 10_000
+
+
+def test_sides_bend_right_however_large_the_box_is() -> None:
+    grid = {"crs": CRS.from_epsg(32616), "transform": Affine(30, 0, 454_155, 0, -30, 3_406_845)}
+    one = everything(area("-88,30.7,-87,31", **grid, height=509, width=531), 509, 531)
+    large = everything(area("-180,30.7,180,90", **grid, height=509, width=531), 509, 531)
+    np.testing.assert_array_equal(large, one)
+
+
+@pytest.mark.parametrize(
     "transform",
     [
         Affine(10, 0, 400000, 0, 10, 5797000),
@@ -250,6 +375,12 @@ def test_what_reaches_over_the_scene_is_cut_to_it() -> None:
         ("0,0,1,1@EPSG:99999999", "EPSG:99999999 is no CRS"),
         ("0,0,1-,1", "is not a box"),
         ("0,0,1", "neither a file nor a box"),
+        (
+            "401000,5798000,402000,5799000",
+            r"is taken as degrees, which 401000,5798000 are not\. Name another CRS after an @: "
+            r"401000,5798000,402000,5799000@EPSG:32633\.",
+        ),
+        ("-1.8e7,8e6,1.8e7,8.9e6@ESRI:54009", r"The area has points that do not exist in ESRI:54009\."),
         ("gone.geojson", "neither a file nor a box"),
     ],
 )
@@ -267,6 +398,27 @@ def test_a_box_that_is_none_is_refused_in_one_line(text: str, complaint: str) ->
         (b'{"type": "FeatureCollection", "features": []}', "holds no polygon"),
         (b'{"type": "Point", "coordinates": [1, 2]}', "holds no polygon"),
         (b'{"type": "Polygon", "coordinates": [[[1, 2], ["x", 3]]]}', "is not valid GeoJSON"),
+        (b'{"type": "Polygon", "coordinates": []}', "holds no polygon"),
+        (b'{"type": "Polygon", "coordinates": [[]]}', "a ring of 0 corners; 3 are needed"),
+        (b'{"type": "Polygon", "coordinates": [[[1, 2], [2, 2]]]}', "a ring of 2 corners"),
+        (b'{"type": "Polygon", "coordinates": [[[1, 2], [2, 2], [1, 2]]]}', "a ring of 2 corners"),
+        (
+            b'{"type": "Polygon", "coordinates": [[[NaN, 1], [2, 3], [4, 5]]]}',
+            r"is not valid GeoJSON \(NaN is no number\)",
+        ),
+        (b'{"type": "Polygon", "coordinates": [[[1e999, 1], [2, 3], [4, 5]]]}', "that is no number"),
+        (
+            b'{"type": "Polygon", "crs": "EPSG:32633", "coordinates": [[[1, 2], [2, 2], [1, 3]]]}',
+            r'has "crs": "EPSG:32633"\. GeoJSON names another CRS as \{"type"',
+        ),
+        (
+            b'{"type": "Polygon", "coordinates": [[[-200, 2], [200, 2], [1, 3]]]}',
+            "has a polygon 400 degrees wide; the earth has 360",
+        ),
+        (
+            b'{"type": "Polygon", "coordinates": [[[401000, 5798000], [401000, 58], [401100, 57]]]}',
+            "is taken as degrees, which 401000,5798000 are not. Write it in degrees: ogr2ogr",
+        ),
         (b"SQLite format 3\0", "is not a valid GeoPackage"),
         (b"\x00\x00\x27\x0a shape", r"neither GeoJSON nor GeoPackage\. Convert it: ogr2ogr area\.gpkg"),
     ],

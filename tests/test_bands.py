@@ -196,7 +196,9 @@ def test_advice_to_use_bands_is_given_only_where_it_can_help() -> None:
 
 def test_the_user_picks_bands_by_name_or_number_in_the_models_order() -> None:
     assert match(["a", "b", "c"], ["red", "nir"], select=["c", "1"]) == [3, 1]
-    assert match([None, None], ["red", "nir"], select=["2", "2"]) == [2, 2]
+    # One band may stand for several where there are too few, and for its twin.
+    assert match([None], ["red", "nir"], select=["1", "1"]) == [1, 1]
+    assert match([None, None, None], ["red", "nir", "nir08"], select=["1", "2", "2"]) == [1, 2, 2]
     # A band called 2 is meant before the second one.
     assert match(["2", "1"], ["red"], select=["2"]) == [1]
 
@@ -212,6 +214,10 @@ def test_the_user_picks_bands_by_name_or_number_in_the_models_order() -> None:
         (["a", "b"], r"--bands b: scene.tif has more than one such band"),
         (["a", ""], r"--bands '': "),
         (["a", "²"], r"--bands ²: "),
+        (
+            ["a", "1"],
+            r"--bands names 1 twice, for red and for nir; scene\.tif has 3 bands\. Name another",
+        ),
     ],
 )
 def test_a_band_picked_in_vain_is_named_with_what_there_is(select: list[str], complaint: str) -> None:

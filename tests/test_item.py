@@ -6,15 +6,18 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pystac
 import pytest
 import rasterio
 from affine import Affine
+from pyproj import Transformer
 from pystac.extensions.classification import ClassificationExtension
 from pystac.extensions.projection import ProjectionExtension
 from pystac.validation.stac_validator import JsonSchemaSTACValidator
 from rasterio.crs import CRS
+from shapely import intersects, points
 from shapely.geometry import box, shape
 
 from geodeploy.clean import CleanOptions, clean_map
@@ -26,11 +29,76 @@ MakeRaster = Callable[..., Path]
 DAY = ItemOptions(acquired=date(2020, 6, 1))
 
 
+NUMBER = {"type": "number"}
+TEXT = {"type": "string"}
+CLASS = {
+    "type": "object",
+    "required": ["value", "name"],
+    "properties": {
+        "value": {"type": "integer"},
+        "name": {"type": "string", "pattern": "^[0-9A-Za-z-_]+$"},
+        "title": TEXT,
+        "description": TEXT,
+        "color_hint": {"type": "string", "pattern": "^[0-9A-F]{6}$"},
+        "nodata": {"type": "boolean"},
+        "percentage": NUMBER,
+        "count": {"type": "integer"},
+    },
+    "additionalProperties": False,
+}
+FIELDS = {
+    "projection/v2.0.0": {
+        "proj:code": {"type": ["string", "null"], "pattern": "^[^:]+:[^:]+$"},
+        "proj:wkt2": {"type": ["string", "null"], "pattern": "^[A-Z]+CRS\\["},
+        "proj:bbox": {"type": "array", "items": NUMBER, "minItems": 4, "maxItems": 4},
+        "proj:shape": {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2},
+        "proj:transform": {"type": "array", "items": NUMBER, "minItems": 6, "maxItems": 6},
+    },
+    "raster/v2.0.0": {
+        "raster:sampling": {"enum": ["area", "point"]},
+        "raster:bits_per_sample": {"type": "integer"},
+        "raster:spatial_resolution": NUMBER,
+        "raster:scale": NUMBER,
+        "raster:offset": NUMBER,
+    },
+    "classification/v2.0.0": {
+        "classification:classes": {
+            "type": "array", "items": CLASS, "minItems": 1, "uniqueItems": True,
+        },
+    },
+    "processing/v1.2.0": {
+        "processing:software": {"type": "object", "additionalProperties": TEXT},
+        "processing:lineage": TEXT,
+    },
+}  # fmt: skip
+"""What the extensions' own documents say of the fields that we write; their schemas are on the web."""
+
+
+def extension_fields(document: dict[str, Any]) -> set[str]:
+    """The extensions whose fields an item has; each field is one of theirs, and as they say."""
+    used = set()
+    assets = document["assets"].values()
+    bands = [band for asset in assets for band in asset.get("bands", [])]
+    known = {field: (name, fields[field]) for name, fields in FIELDS.items() for field in fields}
+    for place in (document["properties"], *assets, *bands):
+        for field in place:
+            if ":" in field:
+                name, schema = known[field]
+                jsonschema.validate(place[field], schema)
+                used.add(name)
+    return used
+
+
 def read(path: Path) -> dict[str, Any]:
-    """An item that is valid; its extensions' schemas are on the web, which tests do not reach."""
+    """An item that is valid by STAC's own schema and names the extensions that it makes use of."""
     document: dict[str, Any] = json.loads(path.read_text())
     JsonSchemaSTACValidator().validate_core(document, pystac.STACObjectType.ITEM, "1.1.0", str(path))
     pystac.Item.from_dict(document)
+    named = {
+        extension.removeprefix("https://stac-extensions.github.io/").removesuffix("/schema.json")
+        for extension in document["stac_extensions"]
+    }
+    assert extension_fields(document) == named
     return document
 
 
@@ -64,6 +132,26 @@ def test_pystac_reads_what_the_map_is(real_map: Path) -> None:
     assert tags["GEODEPLOY_MODEL_SHA256"] in item.properties["processing:lineage"]
     assert (path.parent / asset.href).samefile(real_map)
     assert (path.parent / item.assets["map.tif.aux.xml"].href).exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "field", "value"),
+    [
+        ("properties", "proj:code", "32616"),
+        ("properties", "proj:shape", [509]),
+        ("map", "raster:sampling", "pixel"),
+        ("map", "classification:classes", [{"value": 1, "name": "open water"}]),
+        ("properties", "processing:software", {"geodeploy": 1}),
+    ],
+)
+def test_a_field_that_is_not_as_its_extension_says_would_be_found(
+    real_map: Path, tmp_path: Path, place: str, field: str, value: object
+) -> None:
+    document = read(write_item(real_map, tmp_path / "item.json", options=DAY))
+    assert extension_fields(document) == set(FIELDS)
+    (document["properties"] if place == "properties" else document["assets"][place])[field] = value
+    with pytest.raises(jsonschema.ValidationError):
+        extension_fields(document)
 
 
 def test_the_outline_is_where_the_map_is(real_map: Path, tmp_path: Path) -> None:
@@ -149,6 +237,77 @@ def test_over_the_date_line_the_outline_is_cut(tmp_path: Path, make_raster: Make
     west, _, east, _ = document["bbox"]
     assert 170 < west < 180
     assert -180 < east < -170
+
+
+@pytest.mark.parametrize(
+    ("crs", "transform", "around"),
+    [
+        (32601, Affine(20_000, 0, 20_000, 0, -20_000, 300_000), False),
+        (3857, Affine(30_000, 0, 19.5e6, 0, -30_000, 7e6), False),
+        (4326, Affine(0.01, 0, 179.83, 0, -0.01, -16), False),
+        (4326, Affine(0.01, 0, -180.33, 0, -0.01, -16), False),
+        (4326, Affine(1, 0, 340, 0, -1, 40), False),
+        (4326, Affine(360 / 42, 0, -180, 0, -5, 90), True),
+        (4326, Affine(360 / 42, 0, 0, 0, -5, 90), True),
+        (4326, Affine(360 / 42, 0, 3, 0, -5.1, 91.8), True),
+        (3031, Affine(25_000, 0, -525_000, 0, -25_000, 450_000), True),
+        (3031, Affine(25_000, 0, -800_000, 0, -25_000, -1_000_000), False),
+        (3413, Affine(30, 0, -600, 0, -30, 615), True),
+        (3413, Affine(30, 0, -617, 0, -30, 1080), False),  # a pole on the edge
+    ],
+)
+def test_the_outline_holds_the_map_and_no_more_over_180_degrees_and_poles(
+    tmp_path: Path, make_raster: MakeRaster, crs: int, transform: Affine, around: bool
+) -> None:
+    path = make_raster(
+        tmp_path / "map.tif",
+        np.full((1, 36, 42), 3, np.uint8),
+        crs=CRS.from_epsg(crs),
+        transform=transform,
+    )
+    document = read(write_item(path, options=DAY))
+    outline = shape(document["geometry"])
+    assert outline.is_valid
+    assert (outline.geom_type == "Polygon") == (around or transform.c == 340)
+    west, south, east, north = document["bbox"]
+    assert (south, north) == (outline.bounds[1], outline.bounds[3])
+    if around:
+        assert (west, east) == (-180, 180)
+    place = Transformer.from_crs(crs, 4326, always_xy=True).transform
+
+    def held(cols: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        longitudes, latitudes = place(*(transform @ (cols, rows)))
+        longitudes = (longitudes + 180) % 360 - 180
+        within = (west <= longitudes) & (longitudes <= east)
+        if west > east:
+            within = (west <= longitudes) | (longitudes <= east)
+        in_box = within & (south <= latitudes) & (latitudes <= north)
+        found = intersects(outline, points(longitudes, latitudes))
+        assert not (found & ~in_box).any()
+        return np.asarray(found)
+
+    cols, rows = (side.ravel() for side in np.meshgrid(np.arange(42) + 0.5, np.arange(2, 35) + 0.5))
+    assert held(cols, rows).all()
+    if crs != 4326 or not around:
+        side = np.linspace(-2, 44, 30)
+        assert not held(np.tile(side, 2), np.repeat([-1.5, 37.5], 30)).any()
+
+
+def test_the_outline_of_a_map_of_the_whole_earth_is_a_box_where_its_corners_are_not_on_it(
+    tmp_path: Path, make_raster: MakeRaster
+) -> None:
+    path = make_raster(
+        tmp_path / "map.tif",
+        np.full((1, 18, 36), 3, np.uint8),
+        crs=CRS.from_string("+proj=moll +datum=WGS84"),
+        transform=Affine(1e6, 0, -1.8e7, 0, -1e6, 9e6),
+    )
+    document = read(write_item(path, options=DAY))
+    west, south, east, north = document["bbox"]
+    assert -180 <= west < -170
+    assert 170 < east <= 180
+    assert north == -south > 85
+    assert shape(document["geometry"]).bounds == (west, south, east, north)
 
 
 @pytest.mark.parametrize("crs", [None, CRS.from_string("+proj=laea +lat_0=50 +lon_0=9")])

@@ -16,6 +16,7 @@ from affine import Affine
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from pyproj import Transformer
 from rasterio.crs import CRS
 from rasterio.features import geometry_mask, shapes
 from shapely.geometry import shape
@@ -235,6 +236,64 @@ def test_a_polygon_over_the_date_line_is_cut_there(tmp_path: Path, make_raster: 
     assert polygon.bounds[0] == -180
     assert polygon.bounds[2] == 180
     assert polygon.area < 4
+
+
+@pytest.mark.parametrize(
+    ("crs", "transform"),
+    [
+        (32601, Affine(20_000, 0, 20_000, 0, -20_000, 300_000)),
+        (3857, Affine(30_000, 0, 19.5e6, 0, -30_000, 7e6)),
+        (4326, Affine(0.01, 0, 179.83, 0, -0.01, -16)),
+        (4326, Affine(0.01, 0, -180.33, 0, -0.01, -16)),
+        (4326, Affine(360 / 42, 0, -180, 0, -5, 90)),
+        (4326, Affine(360 / 42, 0, 0, 0, -5, 90)),
+        (4326, Affine(360 / 42, 0, 120, 0, -5, 90)),
+        (4087, Affine(20037508.342789244 / 21, 0, -20037508.342789244, 0, -556597.45, 10018754.1)),
+        (3031, Affine(25_000, 0, -525_000, 0, -25_000, 450_000)),  # a pole on a corner
+        (3031, Affine(25_000, 0, -533_000, 0, -25_000, 471_000)),
+        (3413, Affine(30, 0, -600, 0, -30, 615)),  # on a side
+        (3413, Affine(30, 0, -617, 0, -30, 1111)),
+    ],
+)
+def test_over_180_degrees_and_the_poles_each_pixel_lies_in_one_polygon_of_its_class(
+    crs: int, transform: Affine, tmp_path: Path, make_raster: MakeRaster
+) -> None:
+    random = np.random.default_rng(crs)
+    for number, side in enumerate((1, 3, 36)):  # regions with many holes, patches, one region
+        fine = random.choice(np.array([1, 1, 1, 2], np.uint8), (36 // side, 42 // side))
+        values = np.kron(fine, np.ones((side, side), np.uint8))
+        values = np.pad(values, ((0, 36 - len(values)), (0, 42 - values.shape[1])), "edge")
+        path = make_raster(
+            tmp_path / f"{number}.tif", values[np.newaxis], crs=CRS.from_epsg(crs), transform=transform
+        )
+        write_polygons(path, tmp_path / f"{number}.geojson")
+        polygons, fields = read(tmp_path / f"{number}.geojson")
+        assert shapely.is_valid(polygons).all()
+        bounds = shapely.bounds(polygons)
+        assert (np.abs(bounds[:, [0, 2]]) <= 180).all()
+        assert (np.abs(bounds[:, [1, 3]]) <= 90).all()
+        rows, cols = np.indices(values.shape).reshape(2, -1)
+        xs, ys = rasterio.transform.xy(transform, rows, cols)
+        place = Transformer.from_crs(crs, 4326, always_xy=True).transform
+        longitudes, latitudes = place(xs, ys)
+        centres = shapely.points((np.array(longitudes) + 180) % 360 - 180, latitudes)
+        pixels, found = shapely.STRtree(polygons).query(centres, predicate="within")
+        assert sorted(pixels.tolist()) == list(range(values.size))
+        np.testing.assert_array_equal(fields["value"][found], values.ravel()[pixels])
+
+
+def test_polygons_beyond_the_earth_of_their_crs_are_no_geojson(
+    tmp_path: Path, make_raster: MakeRaster
+) -> None:
+    path = make_raster(
+        tmp_path / "map.tif",
+        np.ones((1, 20, 40), np.uint8),
+        crs=CRS.from_string("+proj=moll +datum=WGS84"),
+        transform=Affine(1e6, 0, -2e7, 0, -1e6, 1e7),
+    )
+    with pytest.raises(OutputError, match=r"map\.tif has polygons that reach beyond the earth"):
+        write_polygons(path, tmp_path / "polygons.geojson")
+    assert write_polygons(path, tmp_path / "polygons.gpkg").polygons == 1
 
 
 def test_areas_in_degrees_are_those_of_the_ellipsoid(tmp_path: Path, make_raster: MakeRaster) -> None:

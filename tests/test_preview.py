@@ -78,6 +78,28 @@ def test_degrees_are_drawn_as_wide_as_they_are(tmp_path: Path, make_raster: Make
     assert len(rows) / len(cols) == pytest.approx(2, rel=0.02)
 
 
+@pytest.mark.parametrize("side", [60, 300, 1000, 2500])
+def test_the_map_is_as_many_pixels_long_as_asked_for(real_map: Path, tmp_path: Path, side: int) -> None:
+    picture = pixels(write_preview(real_map, tmp_path / "preview.png", side=side))
+    with open_class_map(real_map) as opened:
+        colours = [item.rgb for item in opened.named if item.rgb != (255, 255, 255)]
+        height, width = opened.height, opened.width
+        values = opened.dataset.read(1)
+        assert opened.item(int(values[0, 0])).rgb in colours
+    # The map's own rows and columns, without the legend's patches and letters below.
+    drawn = picture[: round(side * height / max(height, width))]
+    coloured = np.any([(drawn == colour).all(axis=2) for colour in colours], axis=0)
+    rows, cols = coloured.any(axis=1).nonzero()[0], coloured.any(axis=0).nonzero()[0]
+    assert max(np.ptp(rows), np.ptp(cols)) + 1 == pytest.approx(side, abs=side / 50 + 1)
+    assert len(picture) < side + 200
+
+
+def test_a_picture_of_no_pixels_is_refused(real_map: Path, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="side=0 pixels is none"):
+        write_preview(real_map, tmp_path / "preview.png", side=0)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_same_map_gives_the_same_bytes(real_map: Path, tmp_path: Path) -> None:
     one, two = (write_preview(real_map, tmp_path / name) for name in ("one.png", "two.png"))
     assert one.read_bytes() == two.read_bytes()

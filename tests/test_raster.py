@@ -58,7 +58,7 @@ def test_bands_come_in_the_models_order(make_raster: MakeRaster, tmp_path: Path)
     stored = numbers("uint16")
     path = make_raster(tmp_path / "scene.tif", stored, names=["red", "blue", "green"])
     np.testing.assert_array_equal(read_all(path)[0], stored[[1, 2, 0]])
-    np.testing.assert_array_equal(read_all(path, select=["3", "1", "1"])[0], stored[[2, 0, 0]])
+    np.testing.assert_array_equal(read_all(path, select=["3", "1", "2"])[0], stored[[2, 0, 1]])
 
 
 def test_the_files_own_scale_and_offset_come_first_then_the_users(

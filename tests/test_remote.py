@@ -1,6 +1,7 @@
 """Scenes on the web, from a server of our own that answers range requests, and STAC items."""
 
 import json
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,7 +20,8 @@ from rasterio.windows import Window
 from geodeploy import PredictOptions, predict
 from geodeploy.bands import match_bands
 from geodeploy.dataset import as_url, gdal_name
-from geodeploy.errors import SourceError
+from geodeploy.derived import DerivedOptions
+from geodeploy.errors import OutputError, SourceError
 from geodeploy.raster import open_raster
 from geodeploy.source import find_source, stem
 
@@ -274,6 +276,64 @@ def test_bands_stacked_in_one_asset_are_told_apart(site: Site, make_raster: Make
     pixels, _ = read_all(site.folder / "item.json", ["red", "green"])
     np.testing.assert_allclose(pixels[0], values[1] * 0.5 + 3)
     np.testing.assert_allclose(pixels[1], values[0])
+
+
+def test_an_item_that_promises_more_bands_than_its_file_has_is_refused_in_one_line(
+    site: Site, make_raster: MakeRaster
+) -> None:
+    make_raster(site.folder / "ms.tif", np.ones((1, 8, 8), np.uint16), names=[])
+    bands = [{"name": "G", "common_name": "green"}, {"name": "R", "common_name": "red"}]
+    text = item({"ms": asset("ms.tif", "", None, **{"eo:bands": bands})})
+    (site.folder / "item.json").write_text(text)
+    complaint = r"ms\.tif has 1 band, but its STAC item says that R is band 2\. Name the file itself"
+    with pytest.raises(SourceError, match=complaint):
+        read_all(site.folder / "item.json", ["red", "green"])
+    assert read_all(site.folder / "item.json", ["green"])[0].shape == (1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({"datetime": "2024-05-31T10:20:30Z"}, "2024-05-31T10:20:30Z"),
+        ({"datetime": "2024-05-31T12:20:30.5+02:00"}, "2024-05-31T10:20:30.500000Z"),
+        (
+            {
+                "datetime": None,
+                "start_datetime": "2024-05-31T10:20:30Z",
+                "end_datetime": "2024-05-31T10:20:59Z",
+            },
+            "2024-05-31T00:00:00Z",
+        ),
+    ],
+)
+def test_the_time_of_an_item_is_that_of_the_map_made_of_it(
+    site: Site, real_scene: Path, tmp_path: Path, said: dict[str, Any], expected: str
+) -> None:
+    shutil.copy(real_scene, site.folder / "scene.tif")
+    with rasterio.open(real_scene) as dataset:
+        bands = [{"name": name} for name in dataset.descriptions]
+    text = item({"data": asset("scene.tif", "", None, **{"eo:bands": bands})}, **said)
+    (site.folder / "item.json").write_text(text)
+    options = PredictOptions(derived=DerivedOptions(stac=True))
+    predict(f"{site.address}/item.json", output=tmp_path / "map.tif", options=options)
+    properties = json.loads((tmp_path / "map.stac.json").read_text())["properties"]
+    assert (properties["datetime"] or properties["start_datetime"]) == expected
+
+
+def test_an_item_that_does_not_tell_its_time_leaves_the_question_to_the_user(
+    site: Site, tmp_path: Path
+) -> None:
+    options = PredictOptions(derived=DerivedOptions(stac=True))
+    for number, said in enumerate(
+        (
+            {},
+            {"datetime": "yesterday"},
+            {"start_datetime": "2024-05-01T00:00:00Z", "end_datetime": "2024-06-01T00:00:00Z"},
+        )
+    ):
+        (site.folder / f"{number}.json").write_text(item({}, **said))
+        with pytest.raises(OutputError, match=r"\.json does not tell when it was taken.*--acquired"):
+            predict(site.folder / f"{number}.json", output=tmp_path / "map.tif", options=options)
 
 
 def test_an_offset_that_earth_search_says_is_applied_is_not_applied_again(

@@ -133,7 +133,8 @@ def predict(
     acquired: Annotated[
         str | None,
         typer.Option(
-            metavar="TIME", help="When the scene was taken, for --stac. [default: by the scene's name]"
+            metavar="TIME",
+            help="When the scene was taken, for --stac. [default: by its own item or name]",
         ),
     ] = None,
     as_json: Annotated[
