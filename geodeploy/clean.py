@@ -20,7 +20,7 @@ from geodeploy.dataset import reason
 from geodeploy.errors import GeodeployError, OutputError
 from geodeploy.filters import Side, Size, sieve_bands, smooth_bands
 from geodeploy.machine import usable_cores
-from geodeploy.writer import check_output
+from geodeploy.writer import TIFF, check_output, followed
 
 _OF_COG = ("OVR_RESAMPLING_ALG", "LAYOUT")
 """Tags that say how a file was made, not what it holds."""
@@ -73,8 +73,8 @@ def clean_map(source: Path | str, output: Path | str, *, options: CleanOptions) 
         OutputError: ``output`` cannot or must not be written.
         SourceError: the map is missing, damaged, or no class map.
     """
-    source, output, begun = Path(source), Path(output), time.perf_counter()
-    check_output(output, [source], overwrite=options.overwrite)
+    source, output, begun = Path(source), followed(Path(output)), time.perf_counter()
+    check_output(output, [source], overwrite=options.overwrite, suffixes=TIFF)
     folder = output.with_name(f".{output.name}.part")
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
     whole, cog = folder / "whole.tif", folder / "map.tif"
