@@ -3,6 +3,7 @@
 import os
 from collections.abc import Collection, Iterator, Sequence
 from datetime import date, datetime
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from geodeploy.parts import note_derived, noted_derived
 from geodeploy.polygons import Metres, PolygonOptions, check_ground, check_vectors, write_polygons
 from geodeploy.preview import PNG, write_preview
 from geodeploy.writer import beside as raster_beside
-from geodeploy.writer import check_output, followed
+from geodeploy.writer import check_output, clear_draft, followed
 
 SUFFIXES: dict[str, Sequence[str]] = {"--polygons": (), "--area": (".csv",), "--preview": PNG}
 """What the names end in, by flag; `check_vectors` looks at those of polygons."""
@@ -167,33 +168,41 @@ def derive(
     try:
         for flag, path in options.files.items():
             place = _place(path, mapped)
+            made.append(place)
             if place.absolute() in before:
-                pass
-            elif flag == "--polygons":
+                clear_draft(place)
+                continue
+            told = partial(_note, mapped, place, options)
+            if flag == "--polygons":
                 drawing = PolygonOptions(
                     min_area_m2=options.min_area, simplify_m=options.simplify, overwrite=overwrite
                 )
-                write_polygons(mapped, place, options=drawing)
+                write_polygons(mapped, place, options=drawing, told=told)
             elif flag == "--area":
-                write_area_table(mapped, place, overwrite=overwrite)
+                write_area_table(mapped, place, overwrite=overwrite, told=told)
             else:
-                write_preview(mapped, place, overwrite=overwrite)
-            made.append(place)
-            note_derived(mapped, place, options.digest)
-        if options.stac and followed(item_path(mapped)).absolute() in before:
-            made.append(followed(item_path(mapped)))
-        elif options.stac:
+                write_preview(mapped, place, overwrite=overwrite, told=told)
+        if options.stac:
+            place = followed(item_path(mapped))
             telling = ItemOptions(
                 acquired=options.acquired or acquisition(scene.name),
                 model=model,
                 others=(*beside, *made),
                 overwrite=overwrite,
             )
-            made.append(write_item(mapped, options=telling))
-            note_derived(mapped, made[-1], options.digest)
+            if place.absolute() in before:
+                clear_draft(place)
+            else:
+                told = partial(_note, mapped, place, options)
+                write_item(mapped, place, options=telling, told=told)
+            made.append(place)
     except GeodeployError as error:
         raise type(error)(f"{error} The map {mapped} is whole.") from error
     return tuple(made)
+
+
+def _note(mapped: Path, place: Path, options: DerivedOptions, draft: Path) -> None:
+    note_derived(mapped, draft, place, options.digest)
 
 
 def _is_suffix(path: Path) -> bool:

@@ -90,10 +90,12 @@ def map_scene(
     progress: Progress | None,
     *,
     keep: bool = True,
+    left_out_after: tuple[type[BaseException], ...] = (),
 ) -> Report:
     """`predict` with a model that is loaded and an ``output`` that was checked.
 
-    ``keep`` says whether the parts of a run that ends early are of use to another one.
+    ``keep`` says whether the parts of a run that ends early are of use to another one; after the errors
+    ``left_out_after`` they are not.
     """
     spec, stages = session.spec, Stages()
     # rasterio counts the cache in bytes, whatever GDAL itself makes of small numbers.
@@ -106,8 +108,15 @@ def map_scene(
         # An array in memory is gone with the run.
         keep = keep and bool(raster.files())
         with Journal(
-            output, job, parts=len(plan.parts), keep=keep, holes=options.on_error == "skip"
+            output,
+            job,
+            parts=len(plan.parts),
+            keep=keep,
+            holes=options.on_error == "skip",
+            anew=options.overwrite,
+            useless_after=left_out_after,
         ) as journal:
+            was_there = journal.finished is not None
             kept = sum(plan.parts[number].pixels for number in journal.done)
             writer = _writer(output, journal, raster, spec, plan)
             if journal.finished is None:
@@ -133,7 +142,7 @@ def map_scene(
     report = _report(
         source, output, session, raster, options, plan, stages, kept, tallies, unseen, notes
     )
-    return report.model_copy(update={"holes": holes, "tiles_failed": failed})
+    return report.model_copy(update={"holes": holes, "tiles_failed": failed, "was_there": was_there})
 
 
 def check_scene(source: Path, session: Session, output: Path, options: PredictOptions) -> None:
@@ -414,20 +423,22 @@ def _job(session: Session, raster: Raster, options: PredictOptions, plan: Plan) 
     given = options.model_dump(exclude=_INDIFFERENT | _RESOLVED)
     given |= {"overlap": plan.grid.overlap, "bands": raster.indexes}
     given["earlier"] = [identify([str(date)])[0] for date in options.earlier]  # in their order
-    return {
+    told = {
         "scene": scene,
         "state of the scene": state,
         "scale": json.dumps(raster.scales.tolist()),
         "offset": json.dumps(raster.offsets.tolist()),
         "model": session.sha256,
-        "description of the model": sha256(session.spec.to_json().encode()).hexdigest(),
+        "description of the model": session.spec.to_json(),
         "device": session.device,
         "runtime": session.name,
         **{f"--{name}": json.dumps(value) for name, value in given.items()},
         "area": plan.area.digest if plan.area else "",
         "version of geodeploy": __version__,
-        "division into parts": sha256(places.encode()).hexdigest(),
+        "division into parts": places,
     }
+    # Digests: a map that goes to others remembers its job, and need not tell where its scene lay.
+    return {name: sha256(text.encode()).hexdigest()[:16] for name, text in told.items()}
 
 
 def asked_gsd_m(options: PredictOptions, spec: ModelSpec) -> float | None:

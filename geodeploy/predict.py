@@ -12,13 +12,16 @@ from geodeploy.derived import check_derived, derive
 from geodeploy.engine import check_scene, map_scene
 from geodeploy.errors import AreaError, BandError, GridError, OutputError, RangeError, SourceError
 from geodeploy.options import PredictOptions, Progress
-from geodeploy.parts import forget, is_finished, noted_derived, settle
+from geodeploy.parts import is_finished, noted_derived, seal, settle
 from geodeploy.report import Failure, Report
 from geodeploy.runtime import Session, open_session
 from geodeploy.source import stem
 from geodeploy.writer import TIFF, beside, check_output, followed
 
 log = logging.getLogger(__name__)
+
+_OF_ONE_SCENE = (SourceError, BandError, RangeError, GridError, AreaError)
+"""What may be wrong with one of several scenes, and not with the others."""
 
 __all__ = ["PredictOptions", "default_model", "map_paths", "predict", "predict_scenes"]
 
@@ -62,8 +65,8 @@ def predict_scenes(
     """`predict` for several scenes, one after the other with the model loaded once.
 
     With more than one scene ``output`` is a folder, and each map is ``<stem>_map.tif`` in it. Names
-    that exist or collide are refused before any work. Where a call like this one was stopped, the maps
-    that it finished are taken as done if nobody has changed them, the scene or the job since.
+    that exist or collide are refused before any work. Maps that the same job made are taken as done, if
+    nobody has changed them, the scene or the job since, and ``overwrite`` is not said.
 
     With ``on_error="skip"`` a scene of several that cannot be mapped gives a `Failure`.
     """
@@ -146,7 +149,9 @@ def map_scenes(
         if place in reports:
             continue
         with _left_out(scene, place, reports, skip=skip):
-            report = map_scene(scene, session, place, options, progress)
+            report = map_scene(
+                scene, session, place, options, progress, left_out_after=_OF_ONE_SCENE if skip else ()
+            )
             files = derive(
                 place,
                 scene,
@@ -156,9 +161,10 @@ def map_scenes(
                 overwrite=options.overwrite,
             )
             reports[place] = report.model_copy(update={"derived": files})
-    if not any(isinstance(report, Failure) for report in reports.values()):
-        for place in outputs:
-            forget(place)
+    # Not before: with --overwrite a command that was stopped knows by its journals what it has made.
+    for place, each in reports.items():
+        if isinstance(each, Report):
+            seal(place)
     return [reports[place] for place in outputs]
 
 
@@ -169,7 +175,7 @@ def _left_out(
     """With ``skip``, put what is wrong with ``scene`` into ``reports`` instead of raising it."""
     try:
         yield
-    except (SourceError, BandError, RangeError, GridError, AreaError) as error:
+    except _OF_ONE_SCENE as error:
         if not skip:
             raise
         reports[place] = Failure(scene=scene, map=place, error=str(error))

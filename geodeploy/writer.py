@@ -16,7 +16,8 @@ from geodeploy.blend import Block
 from geodeploy.cog import Frame, aux_path, encode, join, make_cog, write_names
 from geodeploy.dataset import reason
 from geodeploy.errors import OutputError
-from geodeploy.parts import Journal, Part, sync
+from geodeploy.note import sync
+from geodeploy.parts import Journal, Part
 from geodeploy.products import Product
 from geodeploy.spec import SegmentationClass
 from geodeploy.tally import TALLIES, Counts, add_up

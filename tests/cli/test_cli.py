@@ -113,8 +113,9 @@ def test_options_reach_the_run(pointwise: Any, small_scene: Path, tmp_path: Path
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert (report["overlap"], report["blend"], report["batch"]) == (20, "crop", 3)
-    assert run(*command, cwd=tmp_path).returncode == 1  # the map exists
-    assert run(*command, "--overwrite", cwd=tmp_path).returncode == 0
+    others = [*command, "--overlap", "10"]
+    assert run(*others, cwd=tmp_path).returncode == 1  # the map exists
+    assert run(*others, "--overwrite", cwd=tmp_path).returncode == 0
 
 
 def test_progress_is_shown_on_a_terminal_only(
