@@ -16,7 +16,7 @@ from rasterio.windows import Window
 
 from geodeploy.classmap import ClassMap, open_class_map
 from geodeploy.cog import BLOCK, aux_path
-from geodeploy.dataset import reason
+from geodeploy.dataset import check_is_of_the_file, reason
 from geodeploy.errors import GeodeployError, OutputError
 from geodeploy.filters import Side, Size, sieve_bands, smooth_bands
 from geodeploy.machine import usable_cores
@@ -104,6 +104,7 @@ def clean_map(source: Path | str, output: Path | str, *, options: CleanOptions) 
             (folder / "names").replace(aux_path(output))
         cog.replace(output)
     except (RasterioError, OSError) as error:
+        check_is_of_the_file(error)
         if isinstance(error, GeodeployError):
             raise
         raise OutputError(

@@ -43,9 +43,9 @@ from geodeploy.cells import coarse
 from geodeploy.clean import CleanOptions, clean_raster
 from geodeploy.cog import Frame
 from geodeploy.derived import check_grid
-from geodeploy.errors import GridError, OutputError, SourceError
+from geodeploy.errors import GridError, MemoryLimitError, OutputError, SourceError, first_line
 from geodeploy.holes import Holes
-from geodeploy.machine import Stopwatch, peak_memory_bytes
+from geodeploy.machine import Stopwatch, peak_memory_bytes, usable_memory_bytes
 from geodeploy.options import PredictOptions, Progress
 from geodeploy.parts import (
     ROWS,
@@ -107,15 +107,18 @@ def map_scene(
         job = _job(session, raster, options, plan)
         # An array in memory is gone with the run.
         keep = keep and bool(raster.files())
-        with Journal(
-            output,
-            job,
-            parts=len(plan.parts),
-            keep=keep,
-            holes=options.on_error == "skip",
-            anew=options.overwrite,
-            useless_after=left_out_after,
-        ) as journal:
+        with (
+            _memory_told(raster, spec, plan),
+            Journal(
+                output,
+                job,
+                parts=len(plan.parts),
+                keep=keep,
+                holes=options.on_error == "skip",
+                anew=options.overwrite,
+                useless_after=left_out_after,
+            ) as journal,
+        ):
             was_there = journal.finished is not None
             kept = sum(plan.parts[number].pixels for number in journal.done)
             writer = _writer(output, journal, raster, spec, plan)
@@ -198,7 +201,9 @@ def _plan(raster: Raster, spec: ModelSpec, options: PredictOptions) -> Plan:
     tiles = sum(len(part.rows) * len(part.cols) for part in parts)
     batch = -(-tiles // -(-tiles // options.batch))
     cleaning = CleanOptions(smooth=options.smooth, sieve=options.sieve)
-    return Plan(grid, area, coarse(window, grid.cell), parts, batch, task, others, cleaning)
+    plan = Plan(grid, area, coarse(window, grid.cell), parts, batch, task, others, cleaning)
+    _check_memory(memory_bytes(raster, spec, plan), batch)
+    return plan
 
 
 def _others(task: Task, overlap: int, options: PredictOptions) -> list[Product]:
@@ -380,6 +385,35 @@ def _settle(
                     block = canvas.add(tile, answer, valid, failed=fault is not None)
                 if block is not None:
                     yield holes.without(block, fault)
+
+
+@contextmanager
+def _memory_told(raster: Raster, spec: ModelSpec, plan: Plan) -> Iterator[None]:
+    """Say of a MemoryError, wherever it comes from, what was planned and what would help."""
+    try:
+        yield
+    except MemoryError as error:
+        asked = f" ({first_line(error)})" if str(error) else ""
+        raise MemoryLimitError(
+            f"Memory ran out while {raster.name} was mapped{asked}. "
+            f"{memory_bytes(raster, spec, plan) / 2**20:.0f} MiB were planned beyond the model's own. "
+            + _less_memory(plan.batch)
+        ) from error
+
+
+def _check_memory(planned: int, batch: int) -> None:
+    """Refuse, before any work, what this machine cannot hold."""
+    there = usable_memory_bytes()
+    if planned > there:
+        raise MemoryLimitError(
+            f"The run would take {planned / 2**30:.1f} GiB beyond the model's own, and there are "
+            f"{there / 2**30:.1f} GiB in all. " + _less_memory(batch)
+        )
+
+
+def _less_memory(batch: int) -> str:
+    smaller = f"Take a --batch of less than {batch}, which changes no byte of the map, or give"
+    return f"{smaller if batch > 1 else 'Give'} it more memory."
 
 
 def memory_bytes(raster: Raster, spec: ModelSpec, plan: Plan) -> int:

@@ -14,7 +14,7 @@ from rasterio.errors import RasterioError
 
 from geodeploy.blend import Block
 from geodeploy.cog import Frame, aux_path, encode, join, make_cog, write_names
-from geodeploy.dataset import reason
+from geodeploy.dataset import check_is_of_the_file, reason
 from geodeploy.errors import OutputError
 from geodeploy.note import sync
 from geodeploy.parts import Journal, Part
@@ -299,6 +299,7 @@ class MapWriter:
         return cog
 
     def _failed(self, error: Exception) -> OutputError:
+        check_is_of_the_file(error)
         why = getattr(error, "strerror", None) or reason(error)
         free = shutil.disk_usage(self._journal.folder.parent).free
         return OutputError(

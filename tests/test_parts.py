@@ -18,13 +18,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rasterio._err import CPLE_OutOfMemoryError
+from rasterio.errors import RasterioIOError
 from rasterio.shutil import copy
 
 from geodeploy import PredictOptions, Report, evaluate, predict, predict_scenes
-from geodeploy.errors import ModelError, OutputError, SourceError
+from geodeploy.engine import map_scene
+from geodeploy.errors import MemoryLimitError, ModelError, OutputError, SourceError
 from geodeploy.parts import Journal, missing_regions, plan_parts, settle
+from geodeploy.runtime import Session, open_session
 from geodeploy.tiles import TileGrid
 
 Make = Callable[..., Any]
@@ -1014,6 +1019,119 @@ def test_a_scene_that_breaks_off_keeps_the_parts_and_goes_on_once_it_is_whole_ag
     os.utime(scene, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert predict(scene, job.model, output).pixels_kept == len(parts) * 528 * WIDTH
     assert output.read_bytes() == quiet.read_bytes()
+
+
+class Scarce(np.ndarray[Any, Any]):
+    """What a model answers; the thread that blends finds no memory to work on it."""
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *given: Any, **more: Any) -> Any:
+        if threading.current_thread() is threading.main_thread():
+            raise MemoryError("Unable to allocate 1 GiB")
+        plain = [np.asarray(each) for each in given]
+        if "out" in more:
+            more["out"] = tuple(np.asarray(each) for each in more["out"])
+        return getattr(ufunc, method)(*plain, **more)
+
+
+class Short:
+    """A session that finds no memory in its 20th batch, or whose answer then finds none."""
+
+    def __init__(self, session: Session, stage: str) -> None:
+        self._session, self._stage, self._runs = session, stage, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def run(self, pixels: Any) -> Any:
+        self._runs += 1
+        if self._runs == 20 and self._stage == "model":
+            raise MemoryError("Unable to allocate 1 GiB")
+        found = self._session.run(pixels)
+        return found.view(Scarce) if self._runs == 20 and self._stage == "blending" else found
+
+
+class ShortDataset:
+    """A raster that GDAL finds no memory to decode from its 3000th row on."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._dataset, name)
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._dataset.close()
+
+    def read(self, *given: Any, window: Any, **more: Any) -> Any:
+        if window.row_off >= 3000 and window.height > 64:  # not where the range of values is sampled
+            cause = CPLE_OutOfMemoryError(3, 2, "rasterblock.cpp, 1: cannot allocate 1073741824 bytes")
+            raise RasterioIOError("Read failed") from cause
+        return self._dataset.read(*given, window=window, **more)
+
+
+@pytest.mark.parametrize("on_error", ["stop", "skip"])
+@pytest.mark.parametrize("stage", ["reading", "model", "blending"])
+def test_a_run_without_memory_ends_at_once_in_one_true_line_and_goes_on_later(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, on_error: Any
+) -> None:
+    output, options = tmp_path / "map.tif", PredictOptions(on_error=on_error, device="cpu")
+    opened = rasterio.open
+
+    def short_open(name: Any, *given: Any, **more: Any) -> Any:
+        dataset = opened(name, *given, **more)
+        return ShortDataset(dataset) if Path(name) == job.scene else dataset
+
+    threads = threading.active_count()
+    session = Short(open_session(job.model), stage)
+    with monkeypatch.context() as patched:
+        if stage == "reading":
+            patched.setattr("rasterio.open", short_open)
+        with pytest.raises(MemoryLimitError) as caught:
+            map_scene(job.scene, session, output, options, None)
+    session.close()
+    assert threading.active_count() == threads
+    asked = "1024 MiB more were asked for" if stage == "reading" else "Unable to allocate 1 GiB"
+    told = str(caught.value)
+    assert told.startswith(f"Memory ran out while scene.tif was mapped ({asked}). "), told
+    assert re.search(r"\d+ MiB were planned beyond the model's own", told), told
+    assert "Take a --batch of less than 8, which changes no byte of the map" in told
+    assert "\n" not in told
+    parts = noted(output)
+    assert 1 <= len(parts) < PARTS
+    assert job.predict(output, options=options).pixels_kept == len(parts) * 528 * WIDTH
+    job.check(output)
+
+
+def test_a_model_that_asks_for_more_than_there_is_is_told_as_want_of_memory(
+    short_job: Job, make_model: Make, make_spec: Make, tmp_path: Path, forks: Forks
+) -> None:
+    import onnx
+
+    model = onnx.load(make_model(tmp_path / "m.onnx", make_spec(TWO)).path)
+    # The greatest of the first pixel of a tile, four times ten to the sixteen bytes of it.
+    nodes = [
+        onnx.helper.make_node("ReduceMax", ["pixels"], ["one"], keepdims=0),
+        onnx.helper.make_node("Expand", ["one", "many"], ["all"]),
+        onnx.helper.make_node("ReduceMax", ["all"], ["max"], keepdims=0),
+        onnx.helper.make_node("Add", ["fewer", "max"], ["logits"]),
+    ]
+    model.graph.node[-1].output[0] = "fewer"
+    model.graph.node.extend(nodes)
+    model.graph.initializer.append(
+        onnx.numpy_helper.from_array(np.array([10**8, 10**8], np.int64), "many")
+    )
+    onnx.save(model, tmp_path / "m.onnx")
+    output = tmp_path / "map.tif"
+    command = ["predict", short_job.scene, "-m", tmp_path / "m.onnx", "-o", output]
+    for skip in ([], ["--on-error", "skip"]):
+        assert forks.run(*command, "--runtime", "onnxruntime", *skip) == 1
+        asked = "38146972656 MiB more were asked for"
+        assert f"error: Memory ran out while scene.tif was mapped ({asked}). " in forks.err
+        assert len(forks.err.splitlines()) == 1
+        assert not folder_of(output).exists()
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, SystemError])
