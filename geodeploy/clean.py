@@ -18,7 +18,7 @@ from geodeploy.classmap import ClassMap, open_class_map
 from geodeploy.cog import BLOCK, aux_path
 from geodeploy.dataset import check_is_of_the_file, reason
 from geodeploy.errors import GeodeployError, OutputError
-from geodeploy.filters import Side, Size, sieve_bands, smooth_bands
+from geodeploy.filters import Side, Size, sieve_bands, sieve_reach, smooth_bands
 from geodeploy.machine import usable_cores
 from geodeploy.writer import TIFF, check_output, followed
 
@@ -42,6 +42,11 @@ class CleanOptions(BaseModel):
     def tags(self) -> dict[str, str]:
         """What a map says of its cleaning."""
         return {"GEODEPLOY_SMOOTH": str(self.smooth), "GEODEPLOY_SIEVE": str(self.sieve)}
+
+    @property
+    def reach(self) -> int:
+        """How far away, in pixels, what a pixel becomes may depend on what the map holds."""
+        return (self.smooth or 1) // 2 + sieve_reach(self.sieve or 0)
 
     def __bool__(self) -> bool:
         return self.smooth is not None or self.sieve is not None

@@ -104,6 +104,9 @@ def map_scene(
         for note in notes:
             log.warning(note)
         plan = _plan(raster, spec, options)
+        if plan.area and plan.cleaning:
+            notes.append(_edge_note(plan.cleaning))
+            log.warning(notes[-1])
         job = _job(session, raster, options, plan)
         # An array in memory is gone with the run.
         keep = keep and bool(raster.files())
@@ -553,6 +556,18 @@ def _resolution_notes(raster: Raster, spec: ModelSpec) -> Iterator[str]:
             f"{raster.name} has pixels of {gsd_m:.3g} m, the model was trained on {spec.gsd_m:g} m: "
             "expect a poorer map, or bring the scene to that size with --gsd model."
         )
+
+
+def _edge_note(cleaning: CleanOptions) -> str:
+    flags = " and ".join(
+        f"--{name} {value}"
+        for name, value in (("smooth", cleaning.smooth), ("sieve", cleaning.sieve))
+        if value
+    )
+    return (
+        f"{flags} see the area of --aoi alone: up to {cleaning.reach} pixels from its edge the map may "
+        "not be that of the whole scene. For a true cut, map a larger area and cut it."
+    )
 
 
 def _unseen_notes(scene: str, unseen: Sequence[UnseenShare] | None) -> Iterator[str]:
