@@ -20,7 +20,7 @@ from rasterio.crs import CRS
 from geodeploy.classmap import open_class_map
 from geodeploy.errors import OutputError
 from geodeploy.spec import NODATA
-from geodeploy.writer import check_output
+from geodeploy.writer import Told, check_output, followed, replacing
 
 _SPHEROID = re.compile(r'SPHEROID\["[^"]*",([0-9.eE+]+),([0-9.eE+]+)')
 
@@ -79,23 +79,23 @@ def class_extents(source: Path | str) -> tuple[ClassExtent, ...]:
 
 
 def write_area_table(
-    source: Path | str, output: Path | str, *, overwrite: bool = False
+    source: Path | str, output: Path | str, *, overwrite: bool = False, told: Told | None = None
 ) -> tuple[ClassExtent, ...]:
     """Write the area of each class of the map at ``source`` to ``output``, a CSV file.
+
+    ``told`` hears of it before it is moved there.
 
     Raises:
         OutputError: ``output`` cannot or must not be written.
         SourceError: the map is missing, or no class map.
     """
-    output = Path(output)
+    output = followed(Path(output))
     check_output(output, [Path(source)], overwrite=overwrite, flag="--area")
     extents = class_extents(source)
-    draft = output.with_name(f".{output.name}.part")
     try:
-        draft.write_text(_table(extents), encoding="utf-8", newline="")
-        draft.replace(output)
+        with replacing(output, told) as draft:
+            draft.write_text(_table(extents), encoding="utf-8", newline="")
     except OSError as error:
-        draft.unlink(missing_ok=True)
         raise OutputError(f"{output} cannot be written ({error.strerror}).") from error
     return extents
 

@@ -23,7 +23,7 @@ from rasterio.windows import Window
 from geodeploy.asset import Asset, Source
 from geodeploy.attributes import band_factors, band_names, fill_value, place, spatial_axes
 from geodeploy.dates import choose_dates, time_axis
-from geodeploy.errors import SourceError, first_line, require
+from geodeploy.errors import OutputError, SourceError, first_line, require
 from geodeploy.spec import NODATA
 
 if TYPE_CHECKING:
@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 PREFIX = "xarray:"
 """Begins the names of arrays: ``xarray:FILE::VARIABLE::``, or ``xarray:NUMBER`` for one in memory. The
 number of a date may stand at their ends."""
+_ADVICE = {
+    "xarray.Dataset": "Make one of its variables: dataset.to_dataarray('band').",
+    "numpy.ndarray": "Name its axes: xarray.DataArray(values, dims=('band', 'y', 'x')).",
+}
+"""How an array is made of what is none, by its type's name."""
 _held: dict[str, Any] = {}
 _numbers = itertools.count()
 
@@ -164,7 +169,7 @@ def predict_array(
         array: (band, y, x), with the bands' names in the coordinate ``band`` or in ``long_name``, and
             with a CRS and a nodata value where `rio` finds them.
         model: As for `predict`.
-        options: As for `predict`.
+        options: As for `predict`, but without ``derived``: the map is no file.
 
     Returns:
         (y, x) of class values, with CF's ``flag_values`` and ``flag_meanings``. Where rasters beside it
@@ -181,8 +186,19 @@ def predict_array(
     import rioxarray  # noqa: F401  # gives arrays their `rio`
     import xarray
 
+    from geodeploy.derived import DerivedOptions
     from geodeploy.predict import predict
 
+    if not isinstance(array, xarray.DataArray):
+        raise SourceError(
+            f"predict_array takes an xarray.DataArray, found {_type(array)}. "
+            + _ADVICE.get(_type(array), _ADVICE["numpy.ndarray"])
+        )
+    if options is not None and options.derived != DerivedOptions():
+        raise OutputError(
+            "The map of an array is no file, beside which what options.derived asks for would lie. "
+            "Leave it out, or write the map first: rio.to_raster, then geodeploy.area and its like."
+        )
     with tempfile.TemporaryDirectory(prefix="geodeploy-") as folder, held(array) as scene:
         report = predict(scene, model, Path(folder) / "map.tif", options=options)
         with rasterio.open(report.map) as dataset:
@@ -230,6 +246,11 @@ def predict_array(
     return found
 
 
+def _type(value: Any) -> str:
+    kind = type(value)
+    return f"{kind.__module__.partition('.')[0]}.{kind.__name__}"
+
+
 def _coordinates(
     array: Any, dims: tuple[str, str], shape: tuple[int, int], transform: Affine
 ) -> dict[str, Any]:
@@ -274,6 +295,11 @@ class ArrayDataset:
         date: int | None = None,
         files: Sequence[str] = (),
     ) -> None:
+        if array.dtype.kind not in "iufc":
+            raise SourceError(
+                f"{name} holds {array.dtype}; a model takes numbers. Give it the values as they were "
+                "measured, such as array.astype('float32')."
+            )
         axes = spatial_axes(array)
         if axes is None:
             raise SourceError(f"{name} does not lie on a grid of x and y: {', '.join(array.dims)}.")

@@ -16,11 +16,11 @@ from rasterio.windows import Window
 
 from geodeploy.classmap import ClassMap, open_class_map
 from geodeploy.cog import BLOCK, aux_path
-from geodeploy.dataset import reason
+from geodeploy.dataset import check_is_of_the_file, reason
 from geodeploy.errors import GeodeployError, OutputError
-from geodeploy.filters import Side, Size, sieve_bands, smooth_bands
+from geodeploy.filters import Side, Size, sieve_bands, sieve_reach, smooth_bands
 from geodeploy.machine import usable_cores
-from geodeploy.writer import check_output
+from geodeploy.writer import TIFF, check_output, followed
 
 _OF_COG = ("OVR_RESAMPLING_ALG", "LAYOUT")
 """Tags that say how a file was made, not what it holds."""
@@ -42,6 +42,11 @@ class CleanOptions(BaseModel):
     def tags(self) -> dict[str, str]:
         """What a map says of its cleaning."""
         return {"GEODEPLOY_SMOOTH": str(self.smooth), "GEODEPLOY_SIEVE": str(self.sieve)}
+
+    @property
+    def reach(self) -> int:
+        """How far away, in pixels, what a pixel becomes may depend on what the map holds."""
+        return (self.smooth or 1) // 2 + sieve_reach(self.sieve or 0)
 
     def __bool__(self) -> bool:
         return self.smooth is not None or self.sieve is not None
@@ -73,8 +78,8 @@ def clean_map(source: Path | str, output: Path | str, *, options: CleanOptions) 
         OutputError: ``output`` cannot or must not be written.
         SourceError: the map is missing, damaged, or no class map.
     """
-    source, output, begun = Path(source), Path(output), time.perf_counter()
-    check_output(output, [source], overwrite=options.overwrite)
+    source, output, begun = Path(source), followed(Path(output)), time.perf_counter()
+    check_output(output, [source], overwrite=options.overwrite, suffixes=TIFF)
     folder = output.with_name(f".{output.name}.part")
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
     whole, cog = folder / "whole.tif", folder / "map.tif"
@@ -104,6 +109,7 @@ def clean_map(source: Path | str, output: Path | str, *, options: CleanOptions) 
             (folder / "names").replace(aux_path(output))
         cog.replace(output)
     except (RasterioError, OSError) as error:
+        check_is_of_the_file(error)
         if isinstance(error, GeodeployError):
             raise
         raise OutputError(

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import rasterio
+from rasterio._err import CPLE_OutOfMemoryError
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
-from geodeploy.errors import SourceError
+from geodeploy.errors import SourceError, asked_memory
 
 _VIRTUAL = {
     "http": "/vsicurl/http://",
@@ -52,6 +53,7 @@ def open_dataset(path: Path | str) -> Iterator[Any]:
     try:
         dataset = open_quietly(name)
     except RasterioError as error:
+        check_is_of_the_file(error)
         if Path(name).is_dir():
             raise SourceError(f"{path} is a folder; a raster file is needed.") from error
         if name.startswith(_NETWORK):
@@ -75,14 +77,29 @@ def open_dataset(path: Path | str) -> Iterator[Any]:
 
 @contextmanager
 def reading(path: Path | str, window: Window) -> Iterator[None]:
-    """Make what GDAL raises while ``window`` of ``path`` is read a SourceError."""
+    """Make what GDAL raises while ``window`` of ``path`` is read a SourceError.
+
+    Raises:
+        SourceError: the file is at fault.
+        MemoryError: the machine is.
+    """
     try:
         yield
     except RasterioError as error:
+        check_is_of_the_file(error)
         raise SourceError(
             f"{path}: rows {window.row_off} to {window.row_off + window.height} cannot be "
             f"read ({reason(error)}). The file is damaged or truncated: fetch it again."
         ) from error
+
+
+def check_is_of_the_file(error: BaseException) -> None:
+    """Raise a MemoryError if GDAL's ``error`` comes of one: the machine is at fault then."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, CPLE_OutOfMemoryError):
+            raise MemoryError(asked_memory(cause)) from error
+        cause = cause.__cause__
 
 
 WARNINGS = threading.Lock()

@@ -1,7 +1,9 @@
 """What is made of a map as soon as it is whole: polygons, area table, preview, STAC item."""
 
-from collections.abc import Collection, Sequence
+import os
+from collections.abc import Collection, Iterator, Sequence
 from datetime import date, datetime
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -10,13 +12,18 @@ from pydantic import BaseModel, ConfigDict
 from rasterio.crs import CRS
 
 from geodeploy.area import write_area_table
+from geodeploy.cog import aux_path
 from geodeploy.errors import GeodeployError, OutputError
 from geodeploy.item import ItemOptions, acquisition, item_path, write_item
 from geodeploy.parts import note_derived, noted_derived
 from geodeploy.polygons import Metres, PolygonOptions, check_ground, check_vectors, write_polygons
-from geodeploy.preview import write_preview
+from geodeploy.preview import PNG, write_preview
 from geodeploy.stac import is_item, item_time
-from geodeploy.writer import check_output
+from geodeploy.writer import beside as raster_beside
+from geodeploy.writer import check_output, clear_draft, followed
+
+SUFFIXES: dict[str, Sequence[str]] = {"--polygons": (), "--area": (".csv",), "--preview": PNG}
+"""What the names end in, by flag; `check_vectors` looks at those of polygons."""
 
 
 class DerivedOptions(BaseModel):
@@ -61,12 +68,14 @@ def check_derived(
     options: DerivedOptions,
     *,
     inputs: Sequence[Path],
+    beside: Sequence[str] = (),
     overwrite: bool,
     made: Collection[Path] = (),
 ) -> None:
     """Refuse, before any work, what cannot be made of the maps or must not be written.
 
-    The ``inputs`` must not be written over; what was ``made`` before need not be written.
+    The ``inputs`` must not be written over, nor the rasters with the names ``beside`` the maps; what
+    was ``made`` before need not be written.
 
     Raises:
         OutputError: says which, and the flag.
@@ -80,6 +89,7 @@ def check_derived(
     ):
         if given and not there:
             raise OutputError(f"{flag} {given} does nothing without {needed}.")
+    taken = dict(_of_the_run(maps, beside))
     for flag, path in options.files.items():
         if len(maps) > 1 and not _is_suffix(path):
             raise OutputError(
@@ -90,12 +100,13 @@ def check_derived(
             place = _place(path, mapped)
             if flag == "--polygons":
                 check_vectors(place)
-            if place.absolute() == mapped.absolute():
-                raise OutputError(f"{flag} {path} is the map itself. Choose another place.")
-            check_output(place, inputs, overwrite=overwrite or place.absolute() in made, flag=flag)
+            _take(taken, place, f"{flag} {path}")
+            there = overwrite or place.absolute() in made
+            check_output(place, inputs, overwrite=there, flag=flag, suffixes=SUFFIXES[flag])
     if options.stac:
         for mapped, scene in zip(maps, scenes, strict=True):
-            place = item_path(mapped)
+            place = followed(item_path(mapped))
+            _take(taken, place, "--stac")
             there = overwrite or place.absolute() in made
             check_output(place, inputs, overwrite=there, flag="-o")
             if options.acquired is None and _taken(scene) is None:
@@ -103,6 +114,27 @@ def check_derived(
                     f"{scene.name} does not tell when it was taken, which a STAC item must: "
                     "say --acquired 2024-05-31 or 2024-05-31T10:20:30Z."
                 )
+
+
+def _of_the_run(maps: Sequence[Path], beside: Sequence[str]) -> Iterator[tuple[Path, str]]:
+    """What the mapping itself writes, by its place."""
+    for mapped in maps:
+        yield _real(mapped), "the map itself"
+        yield _real(aux_path(mapped)), "where the map's names of classes go"
+        for name in beside:
+            yield _real(raster_beside(mapped, name)), f"the raster of --{name}"
+
+
+def _take(taken: dict[Path, str], place: Path, asked: str) -> None:
+    """Note that ``place`` is where what was ``asked`` for goes, if nothing else goes there."""
+    if other := taken.get(_real(place)):
+        raise OutputError(f"{asked}: {place} is {other}. Choose another place.")
+    taken[_real(place)] = f"the file of {asked}"
+
+
+def _real(place: Path) -> Path:
+    """``place`` by one name, however its folder is written."""
+    return Path(os.path.realpath(place.parent)) / place.name
 
 
 def check_grid(scene: str, crs: CRS | None, transform: Affine, options: DerivedOptions) -> None:
@@ -138,30 +170,34 @@ def derive(
     try:
         for flag, path in options.files.items():
             place = _place(path, mapped)
+            made.append(place)
             if place.absolute() in before:
-                pass
-            elif flag == "--polygons":
+                clear_draft(place)
+                continue
+            told = partial(_note, mapped, place, options)
+            if flag == "--polygons":
                 drawing = PolygonOptions(
                     min_area_m2=options.min_area, simplify_m=options.simplify, overwrite=overwrite
                 )
-                write_polygons(mapped, place, options=drawing)
+                write_polygons(mapped, place, options=drawing, told=told)
             elif flag == "--area":
-                write_area_table(mapped, place, overwrite=overwrite)
+                write_area_table(mapped, place, overwrite=overwrite, told=told)
             else:
-                write_preview(mapped, place, overwrite=overwrite)
-            made.append(place)
-            note_derived(mapped, place, options.digest)
-        if options.stac and item_path(mapped).absolute() in before:
-            made.append(item_path(mapped))
-        elif options.stac:
+                write_preview(mapped, place, overwrite=overwrite, told=told)
+        if options.stac:
+            place = followed(item_path(mapped))
             telling = ItemOptions(
                 acquired=options.acquired or _taken(scene),
                 model=model,
                 others=(*beside, *made),
                 overwrite=overwrite,
             )
-            made.append(write_item(mapped, options=telling))
-            note_derived(mapped, made[-1], options.digest)
+            if place.absolute() in before:
+                clear_draft(place)
+            else:
+                told = partial(_note, mapped, place, options)
+                write_item(mapped, place, options=telling, told=told)
+            made.append(place)
     except GeodeployError as error:
         raise type(error)(f"{error} The map {mapped} is whole.") from error
     return tuple(made)
@@ -172,9 +208,13 @@ def _taken(scene: Path) -> datetime | date | None:
     return (item_time(scene) if is_item(scene) else None) or acquisition(scene.name)
 
 
+def _note(mapped: Path, place: Path, options: DerivedOptions, draft: Path) -> None:
+    note_derived(mapped, draft, place, options.digest)
+
+
 def _is_suffix(path: Path) -> bool:
     return path.name == str(path) and path.name.startswith(".") and not path.suffix
 
 
 def _place(path: Path, mapped: Path) -> Path:
-    return mapped.with_suffix(path.name) if _is_suffix(path) else path
+    return followed(mapped.with_suffix(path.name) if _is_suffix(path) else path)

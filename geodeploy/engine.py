@@ -44,9 +44,9 @@ from geodeploy.cells import coarse
 from geodeploy.clean import CleanOptions, clean_raster
 from geodeploy.cog import Frame
 from geodeploy.derived import check_grid
-from geodeploy.errors import GridError, OutputError, SourceError
+from geodeploy.errors import GridError, MemoryLimitError, OutputError, SourceError, first_line
 from geodeploy.holes import Holes
-from geodeploy.machine import Stopwatch, peak_memory_bytes
+from geodeploy.machine import Stopwatch, peak_memory_bytes, usable_memory_bytes
 from geodeploy.options import PredictOptions, Progress
 from geodeploy.parts import (
     ROWS,
@@ -93,10 +93,12 @@ def map_scene(
     progress: Progress | None,
     *,
     keep: bool = True,
+    left_out_after: tuple[type[BaseException], ...] = (),
 ) -> Report:
     """`predict` with a model that is loaded and an ``output`` that was checked.
 
-    ``keep`` says whether the parts of a run that ends early are of use to another one.
+    ``keep`` says whether the parts of a run that ends early are of use to another one; after the errors
+    ``left_out_after`` they are not.
     """
     spec, stages = session.spec, Stages()
     # rasterio counts the cache in bytes, whatever GDAL itself makes of small numbers.
@@ -105,12 +107,25 @@ def map_scene(
         for note in notes:
             log.warning(note)
         plan = _plan(raster, spec, options)
+        if plan.area and plan.cleaning:
+            notes.append(_edge_note(plan.cleaning))
+            log.warning(notes[-1])
         job = _job(session, raster, options, plan)
         # An array in memory is gone with the run.
         keep = keep and bool(raster.files())
-        with Journal(
-            output, job, parts=len(plan.parts), keep=keep, holes=options.on_error == "skip"
-        ) as journal:
+        with (
+            _memory_told(raster, spec, plan),
+            Journal(
+                output,
+                job,
+                parts=len(plan.parts),
+                keep=keep,
+                holes=options.on_error == "skip",
+                anew=options.overwrite,
+                useless_after=left_out_after,
+            ) as journal,
+        ):
+            was_there = journal.finished is not None
             kept = sum(plan.parts[number].pixels for number in journal.done)
             writer = _writer(output, journal, raster, spec, plan)
             if journal.finished is None:
@@ -136,7 +151,7 @@ def map_scene(
     report = _report(
         source, output, session, raster, options, plan, stages, kept, tallies, unseen, notes
     )
-    return report.model_copy(update={"holes": holes, "tiles_failed": failed})
+    return report.model_copy(update={"holes": holes, "tiles_failed": failed, "was_there": was_there})
 
 
 def check_scene(source: Path, session: Session, output: Path, options: PredictOptions) -> None:
@@ -170,6 +185,8 @@ class Plan:
     """With windows in the same."""
     batch: int
     """Tiles in one forward pass."""
+    readers: int
+    """Threads that read at most."""
     task: Task
     others: list[Product]
     """What is written beside the map."""
@@ -197,7 +214,10 @@ def _plan(raster: Raster, spec: ModelSpec, options: PredictOptions) -> Plan:
     tiles = sum(len(part.rows) * len(part.cols) for part in parts)
     batch = -(-tiles // -(-tiles // options.batch))
     cleaning = CleanOptions(smooth=options.smooth, sieve=options.sieve)
-    return Plan(grid, area, coarse(window, grid.cell), parts, batch, task, others, cleaning)
+    cells = coarse(window, grid.cell)
+    plan = Plan(grid, area, cells, parts, batch, options.readers, task, others, cleaning)
+    _check_memory(memory_bytes(raster, spec, plan), batch)
+    return plan
 
 
 def _others(task: Task, overlap: int, options: PredictOptions) -> list[Product]:
@@ -317,7 +337,7 @@ def _report(
         seconds=seconds,
         pixels_per_s=(height * width - kept) * plan.grid.cell**2 / seconds,
         peak_memory_bytes=peak_memory_bytes(),
-        planned_memory_bytes=memory_bytes(raster, spec, plan, readers=options.readers),
+        planned_memory_bytes=memory_bytes(raster, spec, plan),
         busy=BusyShares(
             read=stages.read.seconds / options.readers / seconds,
             model=stages.model.seconds / seconds,
@@ -382,13 +402,42 @@ def _settle(
                     yield holes.without(block, fault)
 
 
-def memory_bytes(raster: Raster, spec: ModelSpec, plan: Plan, *, readers: int) -> int:
+@contextmanager
+def _memory_told(raster: Raster, spec: ModelSpec, plan: Plan) -> Iterator[None]:
+    """Say of a MemoryError, wherever it comes from, what was planned and what would help."""
+    try:
+        yield
+    except MemoryError as error:
+        asked = f" ({first_line(error)})" if str(error) else ""
+        raise MemoryLimitError(
+            f"Memory ran out while {raster.name} was mapped{asked}. "
+            f"{memory_bytes(raster, spec, plan) / 2**20:.0f} MiB were planned beyond the model's own. "
+            + _less_memory(plan.batch)
+        ) from error
+
+
+def _check_memory(planned: int, batch: int) -> None:
+    """Refuse, before any work, what this machine cannot hold."""
+    there = usable_memory_bytes()
+    if planned > there:
+        raise MemoryLimitError(
+            f"The run would take {planned / 2**30:.1f} GiB beyond the model's own, and there are "
+            f"{there / 2**30:.1f} GiB in all. " + _less_memory(batch)
+        )
+
+
+def _less_memory(batch: int) -> str:
+    smaller = f"Take a --batch of less than {batch}, which changes no byte of the map, or give"
+    return f"{smaller if batch > 1 else 'Give'} it more memory."
+
+
+def memory_bytes(raster: Raster, spec: ModelSpec, plan: Plan) -> int:
     """What a run holds at its fullest beyond the model's session: the sum at the top of this module."""
     widest = max(int(plan.grid.part(part.rows, part.cols).source.width) for part in plan.parts)
     planes = len(spec.planes) + (0 if spec.whole_tiles else 2 * len(spec.outputs))
     values = plan.batch * spec.tile**2 * planes
     columns = widest * _column_bytes(raster, spec, plan.grid.overlap, plan.task, plan.others)
-    at_once = min(readers, -(-raster.height // raster.stripe_rows))
+    at_once = min(plan.readers, -(-raster.height // raster.stripe_rows))
     decoded = at_once * max(layer.block_bytes for layer in raster.layers)
     return columns + 4 * values * (_BATCHES_AHEAD + 1) + max(decoded, GDAL_CACHE_BYTES)
 
@@ -425,20 +474,22 @@ def _job(session: Session, raster: Raster, options: PredictOptions, plan: Plan) 
     given = options.model_dump(exclude=_INDIFFERENT | _RESOLVED)
     given |= {"overlap": plan.grid.overlap, "bands": raster.indexes}
     given["earlier"] = [identify([str(date)])[0] for date in options.earlier]  # in their order
-    return {
+    told = {
         "scene": scene,
         "state of the scene": state,
         "scale": json.dumps(raster.scales.tolist()),
         "offset": json.dumps(raster.offsets.tolist()),
         "model": session.sha256,
-        "description of the model": sha256(session.spec.to_json().encode()).hexdigest(),
+        "description of the model": session.spec.to_json(),
         "device": session.device,
         "runtime": session.name,
         **{f"--{name}": json.dumps(value) for name, value in given.items()},
         "area": plan.area.digest if plan.area else "",
         "version of geodeploy": __version__,
-        "division into parts": sha256(places.encode()).hexdigest(),
+        "division into parts": places,
     }
+    # Digests: a map that goes to others remembers its job, and need not tell where its scene lay.
+    return {name: sha256(text.encode()).hexdigest()[:16] for name, text in told.items()}
 
 
 def asked_gsd_m(options: PredictOptions, spec: ModelSpec) -> float | None:
@@ -519,6 +570,18 @@ def _resolution_notes(raster: Raster, spec: ModelSpec) -> Iterator[str]:
             f"{raster.name} has pixels of {gsd_m:.3g} m, the model was trained on {spec.gsd_m:g} m: "
             "expect a poorer map, or bring the scene to that size with --gsd model."
         )
+
+
+def _edge_note(cleaning: CleanOptions) -> str:
+    flags = " and ".join(
+        f"--{name} {value}"
+        for name, value in (("smooth", cleaning.smooth), ("sieve", cleaning.sieve))
+        if value
+    )
+    return (
+        f"{flags} see the area of --aoi alone: up to {cleaning.reach} pixels from its edge the map may "
+        "not be that of the whole scene. For a true cut, map a larger area and cut it."
+    )
 
 
 def _unseen_notes(scene: str, unseen: Sequence[UnseenShare] | None) -> Iterator[str]:

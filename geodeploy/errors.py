@@ -3,6 +3,7 @@
 Each message says what was found, what is needed and what to do.
 """
 
+import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 
@@ -47,6 +48,10 @@ class OutputError(GeodeployError, OSError):
     """A place that cannot be written, or must not be overwritten."""
 
 
+class MemoryLimitError(GeodeployError, MemoryError):
+    """More memory than there is: planned, or found out."""
+
+
 class LabelError(GeodeployError, ValueError):
     """Label values that are no class, or labels that do not lie on the image."""
 
@@ -77,6 +82,23 @@ def missing_extra(extra: str, package: str) -> MissingExtraError:
         f"This needs the package {package}, which is not installed: "
         f"pip install 'geodeploy-eo[{extra}]'."
     )
+
+
+_NO_MEMORY = re.compile(r"bad_alloc|[Ff]ailed to allocate|[Cc]annot allocate")
+
+
+def check_memory(error: BaseException) -> None:
+    """Raise a MemoryError if a library's ``error`` is one, or says so in words of its own."""
+    if isinstance(error, MemoryError):
+        raise error
+    if _NO_MEMORY.search(str(error)):
+        raise MemoryError(asked_memory(error)) from error
+
+
+def asked_memory(error: BaseException) -> str:
+    """How much more memory was asked for in vain, in words; empty where ``error`` does not tell."""
+    asked = re.search(r"(?:buffer of size|allocate) (\d+)", str(error))
+    return f"{int(asked[1]) / 2**20:.0f} MiB more were asked for" if asked else ""
 
 
 def first_line(error: BaseException) -> str:

@@ -60,6 +60,11 @@ def sieve_bands(bands: Bands, size: Size, *, nodata: int | None) -> Iterator[NDA
     yield from bands
 
 
+def sieve_reach(size: int) -> int:
+    """How far away, in pixels, what `sieve_bands` makes of a pixel may depend on what there is."""
+    return _PASSES * 2 * size
+
+
 def _sieve_once(bands: Bands, size: int, nodata: int | None) -> Iterator[NDArray[np.uint8]]:
     # A small region reaches less than its size beyond the rows that are given, and so does each of its
     # small neighbours beyond it.

@@ -23,7 +23,7 @@ from geodeploy.dataset import open_dataset
 from geodeploy.degrees import WGS84, Corners, moved, turns, unrolled
 from geodeploy.errors import OutputError
 from geodeploy.spec import SegmentationClass
-from geodeploy.writer import check_output
+from geodeploy.writer import Told, check_output, followed, replacing
 
 _EXTENSIONS = {
     name: f"https://stac-extensions.github.io/{name}/v{version}/schema.json"
@@ -74,7 +74,11 @@ class ItemOptions(BaseModel):
 
 
 def write_item(
-    source: Path | str, output: Path | str | None = None, *, options: ItemOptions | None = None
+    source: Path | str,
+    output: Path | str | None = None,
+    *,
+    options: ItemOptions | None = None,
+    told: Told | None = None,
 ) -> Path:
     """Write a STAC item of the map at ``source``.
 
@@ -82,6 +86,7 @@ def write_item(
         source: A map as `predict` writes it, of classes, quantities or what whole tiles show.
         output: None for ``<stem>.stac.json`` beside the map. Links in the item are relative to it.
         options: What the map does not say of itself; None for the defaults.
+        told: Hears of the item before it is moved there.
 
     Returns:
         Where the item is.
@@ -92,7 +97,7 @@ def write_item(
     """
     options = options or ItemOptions()
     source = Path(source)
-    output = item_path(source) if output is None else Path(output)
+    output = followed(item_path(source) if output is None else Path(output))
     acquired = options.acquired or acquisition(source.name)
     check_output(output, [source], overwrite=options.overwrite, flag="--stac")
     if acquired is None:
@@ -102,12 +107,11 @@ def write_item(
         )
     with open_dataset(source) as dataset:
         item = _item(source, dataset, output, acquired, options)
-    draft = output.with_name(f".{output.name}.part")
+    text = json.dumps(item, indent=2, ensure_ascii=False) + "\n"
     try:
-        draft.write_text(json.dumps(item, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        draft.replace(output)
+        with replacing(output, told) as draft:
+            draft.write_text(text, encoding="utf-8")
     except OSError as error:
-        draft.unlink(missing_ok=True)
         raise OutputError(f"{output} cannot be written ({error.strerror}).") from error
     return output
 

@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 from affine import Affine
 from numpy.typing import NDArray
-from rasterio._err import CPLE_OutOfMemoryError
 from rasterio.crs import CRS
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from geodeploy.blockrows import BlockRows, Loss, Pixels
-from geodeploy.dataset import reason
+from geodeploy.dataset import check_is_of_the_file, reason
 from geodeploy.resample import Axis, resample
 
 _PIECE_ROWS = 128
@@ -99,6 +98,7 @@ class Layer:
 
         Raises:
             RasterioError: the file breaks off or cannot be decoded there.
+            MemoryError: with ``skip``, as a block is no hole for want of memory.
         """
         if self.axes is None or self.held is None:
             return self._source(dataset, window, skip)
@@ -115,7 +115,7 @@ class Layer:
         except RasterioError as error:
             if not skip:
                 raise
-            _check_is_of_the_file(error)
+            check_is_of_the_file(error)
         shape = (int(window.height), int(window.width))
         stored, valid = np.zeros((len(self.indexes), *shape), self.dtype), np.zeros(shape, bool)
         losses = []
@@ -125,7 +125,7 @@ class Layer:
             try:
                 stored[:, *part], valid[part] = self._as_stored(dataset, piece)
             except RasterioError as error:
-                _check_is_of_the_file(error)
+                check_is_of_the_file(error)
                 # GDAL counts scanlines and bytes: without them a hundred blocks have one cause.
                 why = re.sub(r"\d+", "N", reason(error))
                 losses.append(Loss(piece, f"{Path(self.path).name} cannot be read ({why})"))
@@ -212,12 +212,3 @@ def _blocks(dataset: Any, window: Window) -> Iterator[Window]:
 def _cuts(start: int, length: int, block: int) -> list[tuple[int, int]]:
     edges = [start, *range((start // block + 1) * block, start + length, block), start + length]
     return list(pairwise(edges))
-
-
-def _check_is_of_the_file(error: BaseException) -> None:
-    """Raise ``error`` again if the machine and not the file is at fault."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, CPLE_OutOfMemoryError):
-            raise error
-        cause = cause.__cause__

@@ -20,6 +20,18 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def usable_memory_bytes() -> int:
+    """What this process may hold at most: the machine's memory, its container's or its own limit."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    own, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if own != resource.RLIM_INFINITY:
+        limits.append(own)
+    container = Path("/sys/fs/cgroup/memory.max")  # a container sees its own group there
+    if container.exists() and (text := container.read_text().strip()).isdigit():
+        limits.append(int(text))
+    return min(limits)
+
+
 def cache_folder() -> Path:
     """Where what can be made again is kept between runs."""
     return Path(os.environ.get("GEODEPLOY_CACHE") or Path.home() / ".cache" / "geodeploy")

@@ -71,7 +71,8 @@ class PredictOptions(BaseModel):
     """Metres a pixel to resample the scene to as it is read; ``model`` takes those of the training."""
     aoi: str | None = None
     """The area to map: ``xmin,ymin,xmax,ymax`` in degrees or, after an ``@``, in another CRS; or a file
-    of polygons. Its pixels are those of the whole map. None maps the whole scene."""
+    of polygons. Its pixels are those of the whole map, but near its edge where ``smooth`` or ``sieve``
+    see no further, of which the report warns. None maps the whole scene."""
     smooth: Side | None = None
     """Each pixel takes the majority of a square of so many pixels, an odd number up to 255."""
     sieve: Size | None = None

@@ -17,11 +17,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
+from xml.etree.ElementTree import ParseError
 
 from rasterio.windows import Window
 
 from geodeploy.aoi import places_over
 from geodeploy.errors import OutputError
+from geodeploy.note import read_note, sync, write_note
 from geodeploy.tiles import Region, TileGrid
 
 log = logging.getLogger(__name__)
@@ -89,7 +91,7 @@ class Journal:
 
     The folder belongs to one job: to the same scene, model and options. One of another job is emptied.
     Leaving the context by an error keeps a folder that holds a part, and removes one that holds none.
-    Once the map is in its place the list alone stays, and tells whose it is, until `forget`.
+    Once the map is in its place the list alone stays, and tells whose it is, until `seal`.
 
     Args:
         output: Where the map will lie; the folder is hidden beside it.
@@ -97,6 +99,8 @@ class Journal:
         parts: How many make the map.
         keep: Whether the parts of a run that ends early are of use to another one.
         holes: Whether parts with holes are of use; without it they are made again.
+        anew: Whether a map is made again that the same job made in an earlier command.
+        useless_after: The errors after which the parts are of no use to another run.
 
     Raises:
         OutputError: the folder cannot be written, or another run writes the same map.
@@ -110,17 +114,21 @@ class Journal:
         parts: int,
         keep: bool = True,
         holes: bool = False,
+        anew: bool = False,
+        useless_after: tuple[type[BaseException], ...] = (),
     ) -> None:
         self.folder = _folder(output)
         self.done: dict[int, dict[str, Any]] = {}
         """What was noted of each part that is whole."""
-        self.finished: dict[str, Any] | None = None
+        self.finished: Mapping[str, Any] | None = None
         """What was noted of the map, once it is in its place."""
         self._output = output
         self._job = dict(job)
         self._parts = parts
         self._keep = keep
         self._holes = holes
+        self._anew = anew
+        self._useless_after = useless_after
         self._list = self.folder / _LIST
 
     def __enter__(self) -> Self:
@@ -151,7 +159,7 @@ class Journal:
             ) from error
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             if not _holds(self.folder, self._lock):  # removed, and perhaps made anew by another run
                 return
@@ -159,7 +167,8 @@ class Journal:
                 return
             # An interrupt may have come between the note on the disk and the one in memory.
             self.done = self._noted() or self.done
-            if self.done and self._keep:
+            useless = kind is not None and issubclass(kind, self._useless_after)
+            if self.done and self._keep and not useless:
                 with suppress(OSError):
                     self._tidy()
                 log.warning(
@@ -182,7 +191,7 @@ class Journal:
             draft.replace(self.folder / name)
         digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
         noted = {"part": number, "files": digests, **facts}
-        self._append(noted)
+        _append(self._list, noted)
         self.done[number] = noted
 
     def move(self, places: Mapping[str, Path], facts: Mapping[str, Any]) -> None:
@@ -196,9 +205,9 @@ class Journal:
         digests = {
             new: _digest(self.folder / name) for name, new in names.items() if not new.endswith(".xml")
         }
-        self._append({"moving": names, "sha256": digests, **facts})
+        _append(self._list, {"moving": names, "sha256": digests, **facts})
         _move(self._output, names)
-        self.finished = _moved(self.folder)
+        self.finished = _moved(_read(self._list))
         if self._keep:
             for file in self.folder.iterdir():
                 if file.name not in (_LIST, _LOCK):
@@ -212,11 +221,14 @@ class Journal:
         _remove(self.folder, self._lock)
 
     def _resume(self) -> None:
+        sealed = not _read(self._list) and not self._anew
+        if sealed and noted_job(self._output) == self._job and is_finished(self._output):
+            self._rewrite(read_note(self._output)[1:])
         lines = _read(self._list)
         found = lines[0].get("job") if lines else None
         usable = self._holes or not has_holes(self._output)
         if found == self._job and usable and is_finished(self._output):
-            self.finished, self.done = _moved(self.folder), self._noted()
+            self.finished, self.done = _moved(lines), self._noted()
             log.info("%s is done: the same job made it.", self._output.name)
             return
         if found == self._job:
@@ -225,7 +237,7 @@ class Journal:
                 noted = self._without_holes(noted)
             self.done = {number: line for number, line in noted.items() if self._is_whole(line)}
             damaged = sorted(noted.keys() - self.done.keys())
-            if damaged and not _moved(self.folder):  # they went when the map was whole, and it is gone
+            if damaged and not _moved(lines):  # they went when the map was whole, and it is gone
                 log.warning(
                     "Parts of %s that were done are missing or damaged, and made again: %s.",
                     self._output.name,
@@ -244,7 +256,7 @@ class Journal:
         elif self._list.exists():
             log.warning("The journal of %s cannot be read: starting afresh.", self._output.name)
         self._tidy()
-        self._rewrite()
+        self._rewrite(self.done.values())
 
     def _noted(self) -> dict[int, dict[str, Any]]:
         lines = _read(self._list)
@@ -281,19 +293,13 @@ class Journal:
             if file.name not in known:
                 file.unlink()
 
-    def _rewrite(self) -> None:
+    def _rewrite(self, noted: Iterable[dict[str, Any]]) -> None:
         # The line that a killed run left half-written would swallow the next.
         draft = self._list.with_suffix(".draft")
-        lines = [{"job": self._job}, *self.done.values()]
+        lines = [{"job": self._job}, *noted]
         draft.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         sync(draft)
         draft.replace(self._list)
-
-    def _append(self, line: Mapping[str, Any]) -> None:
-        with self._list.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
 
 
 _LIST, _LOCK = "journal.jsonl", "lock"
@@ -312,14 +318,14 @@ def settle(output: Path) -> bool:
         Whether the map and what is beside it are what the journal tells of, to the last byte.
     """
     folder = _folder(output)
-    if not folder.exists():
-        return False
+    if not os.path.isdir(folder):  # noqa: PTH112  # pathlib raises where a name is too long
+        return is_finished(output)
     with suppress(OSError):
         lock = _lock(folder)
         if lock is None:
             return False
         try:
-            moved = _moved(folder)
+            moved = _moved(_read(folder / _LIST))
             if moved:
                 _move(output, moved["moving"])
             if is_finished(output):
@@ -333,7 +339,7 @@ def settle(output: Path) -> bool:
 
 def is_finished(output: Path) -> bool:
     """Whether the map at ``output`` and what is beside it are what its journal says was made."""
-    digests = (_moved(_folder(output)) or {}).get("sha256")
+    digests = (_moved(_lines(output)) or {}).get("sha256")
     if not digests:
         return False
     places = {output.with_name(name): digest for name, digest in digests.items()}
@@ -342,34 +348,60 @@ def is_finished(output: Path) -> bool:
 
 def noted_job(output: Path) -> dict[str, str]:
     """The job that the journal of ``output`` is of; empty without one."""
-    lines = _read(_folder(output) / _LIST)
+    lines = _lines(output)
     job: dict[str, str] = lines[0].get("job", {}) if lines else {}
     return job
 
 
 def has_holes(output: Path) -> bool:
     """Whether the journal of ``output`` tells of a part with holes."""
-    return any(line.get("holes") or line.get("failed") for line in _read(_folder(output) / _LIST))
+    return any(line.get("holes") or line.get("failed") for line in _lines(output))
 
 
-def note_derived(output: Path, made: Path, way: str) -> None:
-    """Note in the journal that ``made`` was made in this ``way`` of the finished map at ``output``."""
+def note_derived(output: Path, draft: Path, place: Path, way: str) -> None:
+    """Note that ``draft``, made in this ``way`` of the finished map at ``output``, goes to ``place``.
+
+    To be noted before it goes: a run that is killed in between is known by the file all the same.
+    """
     journal = _folder(output) / _LIST
     if journal.exists():
-        line = {"derived": str(made.absolute()), "way": way, "sha256": _digest(made)}
-        with journal.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        # A map may be moved to another folder with what lies beside it.
+        relative = os.path.relpath(place.absolute(), output.absolute().parent)
+        _append(journal, {"derived": relative, "way": way, "sha256": _digest(draft)})
 
 
 def noted_derived(output: Path, way: str) -> set[Path]:
     """What was made in this ``way`` of the finished map at ``output``, and is as it was then."""
-    noted = [line for line in _read(_folder(output) / _LIST) if line.get("way") == way]
-    files = {Path(line["derived"]): line["sha256"] for line in noted}
+    folder = output.absolute().parent
+    noted = [line for line in _lines(output) if line.get("way") == way]
+    files = {Path(os.path.normpath(folder / line["derived"])): line["sha256"] for line in noted}
     return {file for file, digest in files.items() if file.is_file() and _digest(file) == digest}
 
 
+def seal(output: Path) -> None:
+    """Let a finished map remember its job in its ``.aux.xml``, and remove the journal."""
+    lines = _read(_folder(output) / _LIST)
+    if _moved(lines):
+        with suppress(OSError, ParseError):
+            write_note(output, _brief(lines), draft=_folder(output) / "note.draft")
+    forget(output)
+
+
+def _brief(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What of a journal is of use once the parts are joined; the same however often it was stopped."""
+    parts = {line["part"]: {**line, "files": {}, "tallies": []} for line in lines if "part" in line}
+    moved = [line for line in lines if "moving" in line][-1]
+    derived = {line["derived"]: line for line in lines if "derived" in line}
+    return [
+        lines[0],
+        *(parts[number] for number in sorted(parts)),
+        moved,
+        *(derived[name] for name in sorted(derived)),
+    ]
+
+
 def forget(output: Path) -> None:
-    """Remove the journal of a map that is in its place."""
+    """Remove the journal of a map, and its parts."""
     folder = _folder(output)
     if folder.exists():
         with suppress(OSError):
@@ -381,10 +413,22 @@ def forget(output: Path) -> None:
                     os.close(lock)
 
 
-def _moved(folder: Path) -> dict[str, Any] | None:
+def _lines(output: Path) -> list[dict[str, Any]]:
+    """What the journal tells of the map at ``output``, or the map itself once it is sealed."""
+    return _read(_folder(output) / _LIST) or read_note(output)
+
+
+def _moved(lines: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     """What was noted of the map, if it was whole."""
-    moved = [line for line in _read(folder / _LIST) if "moving" in line]
+    moved = [line for line in lines if "moving" in line]
     return moved[-1] if moved else None
+
+
+def _append(journal: Path, line: Mapping[str, Any]) -> None:
+    with journal.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _digest(file: Path) -> str:
@@ -475,12 +519,3 @@ def identify(files: Iterable[str], *values: object) -> tuple[str, str]:
         names.append(str(path.absolute()) if local else name)
         states += [(file.stat().st_size, file.stat().st_mtime_ns) for file in local]
     return " ".join(names), hashlib.sha256(repr((states, values)).encode()).hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Wait until ``path`` is on the disk, so that what is noted of it holds after a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

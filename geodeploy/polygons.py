@@ -19,7 +19,7 @@ from rasterio.crs import CRS
 from geodeploy.area import column_areas
 from geodeploy.classmap import ROWS, ClassMap, open_class_map
 from geodeploy.errors import OutputError, require
-from geodeploy.writer import check_output
+from geodeploy.writer import Told, check_output, followed
 
 if TYPE_CHECKING:
     from geodeploy.outlines import Features
@@ -63,7 +63,11 @@ class PolygonReport(BaseModel):
 
 
 def write_polygons(
-    source: Path | str, output: Path | str, *, options: PolygonOptions | None = None
+    source: Path | str,
+    output: Path | str,
+    *,
+    options: PolygonOptions | None = None,
+    told: Told | None = None,
 ) -> PolygonReport:
     """Write the polygons of the class map at ``source`` to ``output``.
 
@@ -75,6 +79,7 @@ def write_polygons(
         source: A class map, as `predict` writes it.
         output: ``.gpkg``, ``.geojson`` (in WGS 84, as RFC 7946 has it) or ``.parquet`` (GeoParquet).
         options: How to draw; None for the defaults.
+        told: Hears of the file before it is moved there.
 
     Raises:
         OutputError: ``output`` cannot or must not be written, or the map lacks a CRS that it needs.
@@ -82,7 +87,7 @@ def write_polygons(
         MissingExtraError: the extra ``vector`` is not installed.
     """
     options = options or PolygonOptions()
-    source, output = Path(source), Path(output)
+    source, output = Path(source), followed(Path(output))
     check_vectors(output)
     check_output(output, [source], overwrite=options.overwrite, flag="--polygons")
     from geodeploy.vectors import open_vectors
@@ -90,7 +95,7 @@ def write_polygons(
     begun, written, left_out = time.perf_counter(), 0, 0
     with open_class_map(source) as opened:
         check_ground(str(source), opened.crs, opened.transform, output, options)
-        with open_vectors(output, opened) as vectors:
+        with open_vectors(output, opened, told) as vectors:
             for features in _polygons(opened, options):
                 kept = features[~(features.areas_m2 < options.min_area_m2)]
                 vectors.add(kept)

@@ -1,22 +1,27 @@
 """The verb: check what can be checked, load the model once, map each scene, make what is wanted."""
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from importlib.resources import files
 from pathlib import Path
 
+from geodeploy.cog import aux_path
 from geodeploy.derived import check_derived, derive
 from geodeploy.engine import check_scene, map_scene
 from geodeploy.errors import AreaError, BandError, GridError, OutputError, RangeError, SourceError
 from geodeploy.options import PredictOptions, Progress
-from geodeploy.parts import forget, is_finished, noted_derived, settle
+from geodeploy.parts import is_finished, noted_derived, seal, settle
 from geodeploy.report import Failure, Report
 from geodeploy.runtime import Session, open_session
 from geodeploy.source import stem
-from geodeploy.writer import beside, check_output
+from geodeploy.writer import TIFF, beside, check_output, followed
 
 log = logging.getLogger(__name__)
+
+_OF_ONE_SCENE = (SourceError, BandError, RangeError, GridError, AreaError)
+"""What may be wrong with one of several scenes, and not with the others."""
 
 __all__ = ["PredictOptions", "default_model", "map_paths", "predict", "predict_scenes"]
 
@@ -60,8 +65,8 @@ def predict_scenes(
     """`predict` for several scenes, one after the other with the model loaded once.
 
     With more than one scene ``output`` is a folder, and each map is ``<stem>_map.tif`` in it. Names
-    that exist or collide are refused before any work. Where a call like this one was stopped, the maps
-    that it finished are taken as done if nobody has changed them, the scene or the job since.
+    that exist or collide are refused before any work. Maps that the same job made are taken as done, if
+    nobody has changed them, the scene or the job since, and ``overwrite`` is not said.
 
     With ``on_error="skip"`` a scene of several that cannot be mapped gives a `Failure`.
     """
@@ -96,13 +101,31 @@ def check_places(
     inputs = [*options.earlier, *scenes, model, *([options.adapter] if options.adapter else [])]
     for place in outputs:
         there = options.overwrite or settle(place)
-        for written in (place, *(beside(place, name) for name in options.beside)):
+        check_output(place, inputs, overwrite=there, suffixes=TIFF)
+        for written in (beside(place, name) for name in options.beside):
+            _check_is_no_link(written)
             check_output(written, inputs, overwrite=there)
+        _check_is_no_link(aux_path(place))
     way = options.derived.digest
     made = {file for place in outputs if is_finished(place) for file in noted_derived(place, way)}
     check_derived(
-        outputs, scenes, options.derived, inputs=inputs, overwrite=options.overwrite, made=made
+        outputs,
+        scenes,
+        options.derived,
+        inputs=inputs,
+        beside=options.beside,
+        overwrite=options.overwrite,
+        made=made,
     )
+
+
+def _check_is_no_link(place: Path) -> None:
+    # They lie beside the map wherever that is, so a link is not followed, and must not be replaced.
+    if place.is_symlink():
+        raise OutputError(
+            f"{place} is a link, in whose place a file would be put. Remove it, or choose another "
+            "place with -o."
+        )
 
 
 def map_scenes(
@@ -126,7 +149,9 @@ def map_scenes(
         if place in reports:
             continue
         with _left_out(scene, place, reports, skip=skip):
-            report = map_scene(scene, session, place, options, progress)
+            report = map_scene(
+                scene, session, place, options, progress, left_out_after=_OF_ONE_SCENE if skip else ()
+            )
             files = derive(
                 place,
                 scene,
@@ -136,9 +161,10 @@ def map_scenes(
                 overwrite=options.overwrite,
             )
             reports[place] = report.model_copy(update={"derived": files})
-    if not any(isinstance(report, Failure) for report in reports.values()):
-        for place in outputs:
-            forget(place)
+    # Not before: with --overwrite a command that was stopped knows by its journals what it has made.
+    for place, each in reports.items():
+        if isinstance(each, Report):
+            seal(place)
     return [reports[place] for place in outputs]
 
 
@@ -149,7 +175,7 @@ def _left_out(
     """With ``skip``, put what is wrong with ``scene`` into ``reports`` instead of raising it."""
     try:
         yield
-    except (SourceError, BandError, RangeError, GridError, AreaError) as error:
+    except _OF_ONE_SCENE as error:
         if not skip:
             raise
         reports[place] = Failure(scene=scene, map=place, error=str(error))
@@ -162,13 +188,14 @@ def default_model() -> Path:
 
 
 def map_paths(scenes: Sequence[Path], output: Path | None) -> list[Path]:
-    """Where the maps of ``scenes`` go."""
-    if len(scenes) == 1 and not (output is not None and output.is_dir()):
-        return [output or Path(f"{stem(scenes[0])}_map.tif")]
-    if output is None or not output.is_dir():
+    """Where the maps of ``scenes`` go; where links lead, if there are any at those places."""
+    is_folder = output is not None and os.path.isdir(output)  # noqa: PTH112  # of names of any length
+    if len(scenes) == 1 and not is_folder:
+        return [followed(output or Path(f"{stem(scenes[0])}_map.tif"))]
+    if output is None or not is_folder:
         found = "none was given" if output is None else f"{output} is not a folder"
         raise OutputError(f"{len(scenes)} scenes need a folder that exists for -o; {found}.")
-    outputs = [output / f"{stem(scene)}_map.tif" for scene in scenes]
+    outputs = [followed(output / f"{stem(scene)}_map.tif") for scene in scenes]
     for place in outputs:
         if outputs.count(place) > 1:
             raise OutputError(

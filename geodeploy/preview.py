@@ -11,8 +11,9 @@ from geodeploy.dataset import reading
 from geodeploy.errors import OutputError
 from geodeploy.pictures import add_legend, coloured
 from geodeploy.spec import SegmentationClass
-from geodeploy.writer import check_output
+from geodeploy.writer import Told, check_output, followed, replacing
 
+PNG = (".png",)
 _SIDE = 1000
 _DPI = 110
 _LEGEND_WIDTH = 440
@@ -22,7 +23,12 @@ _GAP = 8
 
 
 def write_preview(
-    source: Path | str, output: Path | str, *, side: int = _SIDE, overwrite: bool = False
+    source: Path | str,
+    output: Path | str,
+    *,
+    side: int = _SIDE,
+    overwrite: bool = False,
+    told: Told | None = None,
 ) -> Path:
     """Draw the class map at ``source`` to ``output``, a PNG, with a legend of names and shares.
 
@@ -31,13 +37,14 @@ def write_preview(
         output: Where the picture goes.
         side: Pixels along the map's longer side in the picture; the legend comes below them.
         overwrite: Replace a file that exists.
+        told: Hears of the picture before it is moved there.
 
     Raises:
         OutputError: ``output`` cannot or must not be written.
         SourceError: the map is missing, or no class map.
     """
-    output = Path(output)
-    check_output(output, [Path(source)], overwrite=overwrite, flag="--preview")
+    output = followed(Path(output))
+    check_output(output, [Path(source)], overwrite=overwrite, flag="--preview", suffixes=PNG)
     if side < 1:
         raise OutputError(f"{output}: a picture of side={side} pixels is none. Take 1 or more.")
     with open_class_map(source) as opened:
@@ -47,14 +54,11 @@ def write_preview(
         listed = sorted({item.value for item in opened.named} | set(found))
         classes = [opened.item(value) for value in listed]
         tall = _height_of_a_pixel(opened)
-    draft = output.with_name(f".{output.name}.part")
     try:
-        _draw(np.where(data, values, np.uint8(255)), classes, tall, side, draft)
-        draft.replace(output)
+        with replacing(output, told) as draft:
+            _draw(np.where(data, values, np.uint8(255)), classes, tall, side, draft)
     except OSError as error:
         raise OutputError(f"{output} cannot be written ({error.strerror}).") from error
-    finally:
-        draft.unlink(missing_ok=True)
     return output
 
 

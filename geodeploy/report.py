@@ -165,7 +165,9 @@ class Report(_Frozen):
     holes: tuple[Hole, ...] = ()
     """What could not be read, or has no answer of the model, with ``on_error="skip"``."""
     pixels_kept: int
-    """Of the map, made by an earlier run that was stopped."""
+    """Of the map, made by an earlier run: one that was stopped, or one that had finished it."""
+    was_there: bool = False
+    """Whether the same job had finished the map before, so that nothing was left to do."""
     seconds: float
     pixels_per_s: float
     peak_memory_bytes: int
@@ -215,7 +217,9 @@ class Report(_Frozen):
             area = "" if item.area_m2 is None else f"  {item.area_m2 / 1e6:12.2f} km²"
             lines.append(f"  {item.value:>3}  {item.name:<20} {item.share:6.1%}{area}")
         lines += [f"  {item}" for item in (*self.targets, *self.labels)]
-        if self.pixels_kept:
+        if self.was_there:
+            lines.append("  made by the same job before: nothing was mapped")
+        elif self.pixels_kept:
             share = self.pixels_kept / (self.height * self.width)
             lines.append(f"  {share:.0%} of it kept from a run that was stopped")
         if self.nodata_pixels:

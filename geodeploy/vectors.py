@@ -1,7 +1,6 @@
 """Write polygons as they come: GeoPackage, GeoJSON, GeoParquet; whole files or none."""
 
 import json
-import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,11 +19,14 @@ from geodeploy.classmap import ClassMap
 from geodeploy.degrees import AT_POLE, STEP, WGS84, Corners, moved, turns, unrolled
 from geodeploy.errors import OutputError, first_line
 from geodeploy.outlines import Features
+from geodeploy.writer import Told, replacing
 
 _BATCH = 20_000
 """Polygons written at once."""
 _STEP = 128
 """Pixels between the corners of a side on its way to degrees, where a straight line is none."""
+_LAST_CHANGE = "1970-01-01T00:00:00.000Z"
+"""The format wants a time; that of the day would give the same map other bytes on another."""
 _DIGITS = 7
 """Of degrees: a centimetre (RFC 7946, 11.2)."""
 
@@ -42,22 +44,21 @@ class Vectors(Protocol):
 
 
 @contextmanager
-def open_vectors(output: Path, source: ClassMap) -> Iterator[Vectors]:
+def open_vectors(output: Path, source: ClassMap, told: Told | None = None) -> Iterator[Vectors]:
     """A file of the polygons of ``source``, at ``output`` when the context is left without an error.
+
+    ``told`` hears of it before it is moved there.
 
     Raises:
         OutputError: it cannot be written, or GeoJSON is asked of a map without a CRS.
     """
-    draft = output.with_name(f".{output.name}.part") / output.name
-    shutil.rmtree(draft.parent, ignore_errors=True)  # of a run that was killed
     try:
-        draft.parent.mkdir()
-        vectors = FORMATS[output.suffix.lower()](draft, source)
-        try:
-            yield vectors
-        finally:
-            vectors.close()
-        draft.replace(output)
+        with replacing(output, told) as draft:
+            vectors = FORMATS[output.suffix.lower()](draft, source)
+            try:
+                yield vectors
+            finally:
+                vectors.close()
     except (OSError, pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError) as error:
         if isinstance(error, OutputError):
             raise
@@ -65,8 +66,6 @@ def open_vectors(output: Path, source: ClassMap) -> Iterator[Vectors]:
             f"{output} cannot be written ({first_line(error)}). Is the disk full? "
             "Nothing was left behind."
         ) from error
-    finally:
-        shutil.rmtree(draft.parent, ignore_errors=True)
 
 
 class GeoPackage:
@@ -88,7 +87,7 @@ class GeoPackage:
 
     def _write(self) -> None:
         features = _joined(self._waiting)
-        with warnings.catch_warnings():
+        with _dated(_LAST_CHANGE), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="'crs' was not provided")
             pyogrio.raw.write(
                 self._path,
@@ -102,6 +101,16 @@ class GeoPackage:
                 append=self._begun,
             )
         self._waiting, self._begun = [], True
+
+
+@contextmanager
+def _dated(time: str) -> Iterator[None]:
+    """Make GDAL write this ``time`` where a GeoPackage says when it was changed."""
+    pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": time})
+    try:
+        yield
+    finally:
+        pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": None})
 
 
 class GeoParquet:

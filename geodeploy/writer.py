@@ -2,8 +2,8 @@
 
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,21 @@ from rasterio.errors import RasterioError
 
 from geodeploy.blend import Block
 from geodeploy.cog import Frame, aux_path, encode, join, make_cog, write_names
-from geodeploy.dataset import reason
+from geodeploy.dataset import check_is_of_the_file, reason
 from geodeploy.errors import OutputError
-from geodeploy.parts import Journal, Part, sync
+from geodeploy.note import sync
+from geodeploy.parts import Journal, Part
 from geodeploy.products import Product
 from geodeploy.spec import SegmentationClass
 from geodeploy.tally import TALLIES, Counts, add_up
 
 _ROWS = 64
 """Tallied at a time."""
+_LONGEST = ".aux.xml"
+"""What names of files and folders beside an output add to its own, at most."""
+TIFF = (".tif", ".tiff")
+Told = Callable[[Path], None]
+"""Hears of a file that is whole, by its place of the moment, before it is moved to its own."""
 
 
 def check_output(
@@ -32,13 +38,16 @@ def check_output(
     overwrite: bool,
     make_folder: bool = False,
     flag: str = "-o",
+    suffixes: Sequence[str] = (),
 ) -> None:
     """Refuse, before any work, an ``output`` that cannot or must not be written.
 
-    With ``make_folder`` its folder is made where it is missing; ``flag`` is what the user gave it by.
+    With ``make_folder`` its folder is made where it is missing; ``flag`` is what the user gave it by;
+    ``suffixes`` are those of what will be in it, any if there are none.
 
     Raises:
-        OutputError: its folder is missing or not writable, it exists, or it is one of ``sources``.
+        OutputError: its folder is missing or not writable, it exists or is no file, it is one of
+            ``sources``, or its name is too long or lies.
     """
     folder = output.parent
     if make_folder:
@@ -47,13 +56,61 @@ def check_output(
         except OSError as error:
             raise OutputError(f"The folder {folder} cannot be made ({error.strerror}).") from error
     _check_is_folder(folder)
+    _check_is_short(output, flag)
     if any(output.exists() and source.exists() and output.samefile(source) for source in sources):
         raise OutputError(f"{output} is the input itself. Choose another place with {flag}.")
     if output.is_dir():
         raise OutputError(f"{output} is a folder; a file name is needed, such as {output / 'NAME'}.")
+    if output.is_symlink() and not output.exists():  # `followed` ends here where links are in a circle
+        raise OutputError(f"{output} is a link that leads nowhere. Choose another place with {flag}.")
+    if output.exists() and not output.is_file():
+        raise OutputError(
+            f"{output} is a device, pipe or socket, in whose place a file would be put. Choose another "
+            f"place with {flag}."
+        )
+    if suffixes and output.suffix.lower() not in suffixes:
+        raise OutputError(
+            f"{output} would not be what its name says: it needs {' or '.join(suffixes)}. Choose "
+            f"another name with {flag}."
+        )
     if output.exists() and not overwrite:
         raise OutputError(f"{output} exists. Choose another place with {flag}, or add --overwrite.")
     _check_is_writable(folder, flag)
+
+
+def followed(output: Path) -> Path:
+    """Where ``output`` leads if it is a link: a file moved to a link's place would replace the link."""
+    is_link = os.path.islink(output)  # noqa: PTH114  # pathlib raises where a name is too long
+    return Path(os.path.realpath(output)) if is_link else output
+
+
+@contextmanager
+def replacing(output: Path, told: Told | None = None) -> Iterator[Path]:
+    """A place for a file that is moved to ``output`` when the context is left without an error.
+
+    ``told`` hears of the whole file just before: what it notes is true even if the process ends then.
+    """
+    clear_draft(output)
+    folder = _draft_folder(output)
+    try:
+        folder.mkdir()
+        draft = folder / output.name
+        yield draft
+        if told is not None:
+            sync(draft)
+            told(draft)
+        draft.replace(output)
+    finally:
+        clear_draft(output)
+
+
+def clear_draft(output: Path) -> None:
+    """Remove what a run that was killed left of a draft of ``output``."""
+    shutil.rmtree(_draft_folder(output), ignore_errors=True)
+
+
+def _draft_folder(output: Path) -> Path:
+    return output.with_name(f".{output.name}.part")
 
 
 def check_new_folder(output: Path) -> None:
@@ -73,8 +130,18 @@ def check_new_folder(output: Path) -> None:
 
 
 def _check_is_folder(folder: Path) -> None:
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # noqa: PTH112  # pathlib raises where a name is too long
         raise OutputError(f"The folder {folder} does not exist. Make it first: mkdir -p {folder}")
+
+
+def _check_is_short(output: Path, flag: str) -> None:
+    most = os.pathconf(output.parent, "PC_NAME_MAX") - len(_LONGEST)
+    found = len(os.fsencode(output.name))
+    if found > most:
+        raise OutputError(
+            f"The name {output.name[:20]}... has {found} bytes; {most} are the most, as files beside "
+            f"it have longer ones. Choose a shorter one with {flag}."
+        )
 
 
 def _check_is_writable(folder: Path, flag: str) -> None:
@@ -232,6 +299,7 @@ class MapWriter:
         return cog
 
     def _failed(self, error: Exception) -> OutputError:
+        check_is_of_the_file(error)
         why = getattr(error, "strerror", None) or reason(error)
         free = shutil.disk_usage(self._journal.folder.parent).free
         return OutputError(

@@ -68,6 +68,62 @@ def test_the_map_of_a_box_is_a_cut_of_the_whole_map(
     assert report.valid_pixels + report.nodata_pixels == report.height * report.width
 
 
+@pytest.fixture(scope="module")
+def patchy(
+    make_model: Callable[..., Any],
+    make_raster: Callable[..., Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, Path]:
+    """A model and a scene whose map has patches of each class, of any size."""
+    place, random = tmp_path_factory.mktemp("patchy"), np.random.default_rng(2)
+    # A band a class, the greatest of which wins.
+    weights = np.eye(4, 6, dtype=np.float32).reshape(4, 6, 1, 1)
+    model = make_model(place / "model.onnx", weights=[weights])
+    pixels = sum(
+        np.kron(random.uniform(0, 0.2, (6, HEIGHT // side, WIDTH // side)), np.ones((1, side, side)))
+        for side in (1, 2, 5, 10)
+    )
+    transform = Affine(30, 0, 5e5, 0, -30, 4e6)
+    scene = make_raster(place / "scene.tif", pixels.astype(np.float32), transform=transform)
+    return model.path, scene
+
+
+@pytest.mark.parametrize(
+    ("cleaning", "reach", "flags"),
+    [
+        ({"smooth": 9}, 4, "--smooth 9"),
+        ({"sieve": 7}, 42, "--sieve 7"),
+        ({"smooth": 5, "sieve": 7}, 44, "--smooth 5 and --sieve 7"),
+    ],
+)
+def test_a_clean_map_of_an_area_is_a_cut_of_the_whole_but_near_its_edge_and_says_so(
+    patchy: tuple[Path, Path], tmp_path: Path, cleaning: dict[str, int], reach: int, flags: str
+) -> None:
+    model, scene = patchy
+    predict(scene, model, tmp_path / "all.tif", options=PredictOptions(**cleaning))
+    top, left, bottom, right = 101, 53, 450, 380
+    options = PredictOptions(aoi=box(top, left, bottom, right), **cleaning)
+    report = predict(scene, model, tmp_path / "cut.tif", options=options)
+    (warning,) = report.warnings
+    assert warning.startswith(
+        f"{flags} see the area of --aoi alone: up to {reach} pixels from its edge"
+    )
+    with rasterio.open(tmp_path / "all.tif") as all_, rasterio.open(tmp_path / "cut.tif") as cut:
+        judge, found = all_.read(1)[top:bottom, left:right], cut.read(1)
+    inside = np.s_[reach:-reach, reach:-reach]
+    np.testing.assert_array_equal(found[inside], judge[inside])
+    assert (found != judge).any()  # what the warning is about
+    assert len(np.unique(judge[inside])) == 4
+
+
+def test_a_clean_map_of_the_whole_scene_warns_of_nothing(
+    patchy: tuple[Path, Path], tmp_path: Path
+) -> None:
+    model, scene = patchy
+    options = PredictOptions(smooth=5, sieve=7)
+    assert predict(scene, model, tmp_path / "map.tif", options=options).warnings == ()
+
+
 def test_polygons_cut_the_map_and_spare_the_tiles_between_them(whole: Any, tmp_path: Path) -> None:
     model, scene, expected, _ = whole
     corners = [(10, 10, 60, 70), (620, 380, 690, 425)]

@@ -14,7 +14,8 @@ from rasterio.windows import Window
 
 from geodeploy import PredictOptions, predict, predict_array
 from geodeploy.arrays import held
-from geodeploy.errors import BandError, MissingExtraError, SourceError
+from geodeploy.derived import DerivedOptions
+from geodeploy.errors import BandError, MissingExtraError, OutputError, SourceError
 from geodeploy.raster import open_raster
 from geodeploy.source import find_sources
 from geodeploy.spec import Target
@@ -365,6 +366,43 @@ def test_what_is_no_scene_is_refused_in_one_line(tmp_path: Path, pointwise: Any)
     xarray.Dataset({"a": ("t", [1.0, 2.0])}).to_netcdf(tmp_path / "line.nc")
     with pytest.raises(SourceError, match="has no variable on a grid"):
         find_sources(tmp_path / "line.nc")
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        (cube(), r"takes an xarray\.DataArray, found xarray\.Dataset\. Make one .*to_dataarray"),
+        (stored_bands(), r"takes an xarray\.DataArray, found numpy\.ndarray\. Name its axes"),
+        ([[1.0]], r"takes an xarray\.DataArray, found builtins\.list"),
+        (as_array() > 0, "The array holds bool; a model takes numbers"),
+        (as_array().astype(object), "The array holds object; a model takes numbers"),
+        (
+            as_array().copy(data=stored_bands().astype("datetime64[ns]")),
+            r"holds datetime64\[ns\]; a model",
+        ),
+        (as_array().astype(complex), "complex numbers; a model takes real ones"),
+    ],
+)
+def test_what_is_no_array_of_numbers_is_refused_in_one_line(
+    pointwise: Any, given: Any, complaint: str
+) -> None:
+    with pytest.raises(SourceError, match=complaint) as caught:
+        predict_array(given, pointwise.path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_dataset_is_mapped_once_it_is_made_an_array_as_the_message_says(pointwise: Any) -> None:
+    values = as_array().to_dataset("band").to_dataarray("band")
+    xarray.testing.assert_identical(
+        predict_array(values, pointwise.path).drop_attrs(),
+        predict_array(as_array(), pointwise.path).drop_attrs(),
+    )
+
+
+def test_files_beside_the_map_of_an_array_are_refused_not_forgotten(pointwise: Any) -> None:
+    options = PredictOptions(derived=DerivedOptions(area=".csv"))
+    with pytest.raises(OutputError, match=r"options\.derived .*Leave it out"):
+        predict_array(as_array(), pointwise.path, options=options)
 
 
 def test_without_the_extra_its_name_is_told(

@@ -60,6 +60,59 @@ def test_what_cannot_be_made_is_refused_before_any_work(
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
+        ({"area": "map_confidence.tif"}, "map_confidence.tif is the raster of --confidence"),
+        ({"area": "../X/map_confidence.tif"}, "map_confidence.tif is the raster of --confidence"),
+        ({"area": "map.tif.aux.xml"}, "map.tif.aux.xml is where the map's names of classes go"),
+        ({"polygons": ".json", "area": "map.json"}, "map.json is the file of --polygons .json"),
+        ({"polygons": "map.stac.json", "stac": True}, "is the file of --polygons map.stac.json"),
+        ({"area": "there.csv", "preview": "there.csv"}, "is the file of --area there.csv"),
+        ({"preview": "y.jpg"}, "y.jpg would not be what its name says: it needs .png"),
+        ({"area": "y.png"}, "y.png would not be what its name says: it needs .csv"),
+    ],
+)
+def test_no_output_is_written_over_another_and_none_lies_by_its_suffix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, object], complaint: str
+) -> None:
+    folder = tmp_path / "X"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    asked = DerivedOptions(acquired=date(2020, 6, 1) if "stac" in options else None, **options)
+    with pytest.raises(OutputError, match=complaint):
+        check_derived(
+            [folder / "map.tif"],
+            [Path("scene.tif")],
+            asked,
+            inputs=[],
+            beside=("confidence",),
+            overwrite=True,
+        )
+
+
+def test_links_are_followed_and_what_they_led_to_is_replaced(real_scene: Path, tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    for name in ("map.tif", "area.csv"):
+        (tmp_path / name).symlink_to(Path("far") / name)
+    asked = DerivedOptions(area=tmp_path / "area.csv")
+    report = predict(real_scene, output=tmp_path / "map.tif", options=PredictOptions(derived=asked))
+    assert report.map.samefile(tmp_path / "map.tif")
+    assert all((tmp_path / name).is_symlink() for name in ("map.tif", "area.csv"))
+    assert {path.name for path in (tmp_path / "far").iterdir()} == {
+        "map.tif", "map.tif.aux.xml", "area.csv"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["map_confidence.tif", "map.tif.aux.xml"])
+def test_a_link_that_would_be_replaced_is_refused(real_scene: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).symlink_to("dear.tif")
+    options = PredictOptions(confidence=True, overwrite=True)
+    with pytest.raises(OutputError, match=f"{name} is a link, in whose place a file would be put"):
+        predict(real_scene, output=tmp_path / "map.tif", options=options)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
         ({"polygons": ".geojson"}, "no CRS, and GeoJSON is in degrees"),
         ({"polygons": ".gpkg", "min_area": 3}, "no CRS that tells metres"),
     ],

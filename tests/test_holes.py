@@ -219,7 +219,7 @@ def test_a_machine_without_memory_is_not_the_scenes_fault(
 
     with open_raster(scene, band_names=TWO, skip=True) as raster:
         window = next(raster.stripes())
-        with pytest.raises(RasterioIOError):
+        with pytest.raises(MemoryError):
             raster.layers[0].read(Exhausted(), window, skip=True)
 
 

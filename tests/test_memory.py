@@ -8,9 +8,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import rasterio
 from affine import Affine
+
+from geodeploy import PredictOptions, predict
+from geodeploy.errors import MemoryLimitError
 
 Make = Callable[..., Any]
 Measure = Callable[..., tuple[int, int]]
@@ -116,3 +120,53 @@ def test_a_run_takes_what_was_planned_of_a_file_that_is_one_block(
     scene, blocks = tmp_path / "scene.tif", {"tiled": False, "blockysize": 3000, "sparse_ok": False}
     make_scene(scene, 3000, 3000, BANDS, interleave="pixel", compress="deflate", **blocks)
     check(*measure(scene, 4))
+
+
+def test_a_batch_beyond_the_scene_takes_as_many_tiles_as_there_are(
+    pointwise: Any, small_scene: Path, tmp_path: Path
+) -> None:
+    options = PredictOptions(batch=1_000_000)
+    report = predict(small_scene, pointwise.path, tmp_path / "map.tif", options=options)
+    assert report.batch == 2 * 3  # 100 x 130 pixels in tiles of 64 that share 16
+    assert report.planned_memory_bytes < 2**27
+
+
+def test_what_the_machine_cannot_hold_is_refused_before_any_work_and_the_batch_named(
+    make_model: Make, make_spec: Make, tmp_path: Path
+) -> None:
+    make_scene(tmp_path / "scene.tif", 100_000, 100_000, BANDS)
+    model = make_model(tmp_path / "m.onnx", make_spec(tile=224, overlap=32)).path
+    options = PredictOptions(batch=1_000_000)
+    with pytest.raises(
+        MemoryLimitError, match=r"would take [\d.]+ GiB .*Take a --batch of less than 27"
+    ):
+        predict(tmp_path / "scene.tif", model, tmp_path / "map.tif", options=options)
+    assert not (tmp_path / "map.tif").exists()
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+import rasterio
+from rasterio.windows import Window
+from geodeploy.dataset import reading
+with rasterio.open(sys.argv[1]) as dataset:
+    held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (held + 2**24,) * 2)
+    try:
+        with reading(sys.argv[1], Window(0, 0, 9, 9)):
+            dataset.read(1, window=Window(0, 0, 9, 9))
+    except MemoryError as error:
+        print(repr(str(error)).replace("'", '"'))
+"""
+
+
+def test_a_block_that_finds_no_memory_is_not_the_files_fault(make_raster: Make, tmp_path: Path) -> None:
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("only Linux says how much address space a process has")
+    side = 8192  # one block of 64 MiB, of which 16 may be held
+    make_raster(
+        tmp_path / "scene.tif", np.ones((1, side, side), np.uint8), names=[], tiled=True,
+        blockxsize=side, blockysize=side, compress="deflate",
+    )  # fmt: skip
+    assert result(LIMITED, tmp_path / "scene.tif") == "64 MiB more were asked for"

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -17,13 +18,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rasterio._err import CPLE_OutOfMemoryError
+from rasterio.errors import RasterioIOError
 from rasterio.shutil import copy
 
 from geodeploy import PredictOptions, Report, evaluate, predict, predict_scenes
-from geodeploy.errors import ModelError, OutputError, SourceError
+from geodeploy.engine import map_scene
+from geodeploy.errors import MemoryLimitError, ModelError, OutputError, SourceError
 from geodeploy.parts import Journal, missing_regions, plan_parts, settle
+from geodeploy.runtime import Session, open_session
 from geodeploy.tiles import TileGrid
 
 Make = Callable[..., Any]
@@ -49,11 +55,20 @@ class Job:
     def predict(self, output: Path, **more: Any) -> Report:
         return predict(self.scene, self.model, output, **more)
 
-    def check(self, output: Path) -> None:
-        """That the map is that of a quiet run, and all that is left."""
+    def check(self, output: Path, *, another: bool = False) -> None:
+        """That the map is that of a quiet run, and all that is left; with ``another`` of a copy."""
         assert output.read_bytes() == self.map
-        assert output.with_name(output.name + ".aux.xml").read_bytes() == self.names
+        names = output.with_name(output.name + ".aux.xml").read_bytes()
+        if another:  # whose map remembers another job
+            assert without_note(names) == without_note(self.names)
+        else:
+            assert names == self.names
         assert not folder_of(output).exists()
+
+
+def without_note(names: bytes) -> bytes:
+    """An ``.aux.xml`` but for what it tells of the job."""
+    return re.sub(rb"<Metadata domain=.GEODEPLOY_JOURNAL.*</Metadata>", b"", names, flags=re.DOTALL)
 
 
 def make_job(
@@ -130,13 +145,17 @@ FORKS = """
 import json, os, random, signal, sys
 import onnxruntime, geodeploy.predict
 from geodeploy.cli import main
+try:
+    import matplotlib.figure, geodeploy.vectors
+except ImportError:
+    pass
 
 def count(last):
     seen = [0]
     def hook(event, arguments):
         writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)
         if writes or event in {"os.mkdir", "os.rename", "os.remove", "os.rmdir"}:
-            if ".parts" in str(arguments[0]):
+            if ".part" in str(arguments[0]):
                 seen[0] += 1
                 if seen[0] == last:
                     os.kill(os.getpid(), signal.SIGKILL)
@@ -166,7 +185,8 @@ while line := sys.stdin.readline():
         os._exit(done.code)  # ONNX Runtime would wait for a thread that the fork has lost
 """
 """Forks a process for each command, which saves the second that imports take. Before its ``last``-th
-step in the folder of the parts (to create, write, rename, remove) the process kills itself."""
+step in the folder of the parts, or of a draft, (to create, write, rename, remove) the process kills
+itself."""
 
 
 class Forks:
@@ -269,9 +289,8 @@ def test_killed_at_twenty_random_moments_the_same_command_ends_with_the_same_byt
             made.append(len(parts) - len(kept))
             kept = {number: files[number].stat().st_mtime_ns for number in parts}
             continue
-        if status == -signal.SIGKILL and forks.run(*command):  # after its last step but one
-            assert "map.tif exists" in forks.err
-        elif status == -signal.SIGKILL:
+        if status == -signal.SIGKILL:
+            assert forks.run(*command) == 0, forks.err
             assert DONE in forks.err
         else:
             assert status == 0, forks.err
@@ -293,23 +312,19 @@ def test_killed_before_any_step_on_the_disk_the_same_command_ends_with_the_same_
     assert forks.run(*command) == 0
     steps = forks.steps
     assert steps > 20, steps
-    refused = 0
     for last in range(1, steps + 1):
-        output.unlink(missing_ok=True)
+        for file in memory_path.iterdir():
+            file.unlink()
         assert forks.run(*command, last=last) == -signal.SIGKILL
         assert not output.exists() or output.read_bytes() == short_job.map
         before, whole = noted(output), output.exists()
-        status = forks.run(*command)
-        if status:
-            assert (status, "map.tif exists" in forks.err) == (1, True), forks.err
-            refused += 1
-        elif forks.err != DONE:
+        assert forks.run(*command) == 0, forks.err
+        if forks.err != DONE:
             assert not whole
             assert forks.err == (
                 f"Going on with map.tif: {len(before)} of 2 parts done." if before else ""
             )
         short_job.check(output)
-    assert 0 < refused < steps / 2
 
 
 def test_killed_while_several_rasters_are_made_and_moved_all_end_with_the_same_bytes(
@@ -329,10 +344,68 @@ def test_killed_while_several_rasters_are_made_and_moved_all_end_with_the_same_b
         for place in places:
             place.unlink(missing_ok=True)
         assert forks.run(*command, last=last) == -signal.SIGKILL
-        status = forks.run(*command)
-        assert status == 0 or "map.tif exists" in forks.err, forks.err
+        assert forks.run(*command) == 0, forks.err
         assert [place.read_bytes() for place in places] == expected
-        short_job.check(output)
+        short_job.check(output, another=True)
+
+
+@pytest.fixture
+def all_made_of_it(
+    short_job: Job, forks: Forks, memory_path: Path
+) -> tuple[list[object], dict[Path, bytes], int]:
+    """A command that makes of its map all that can be made, its files, and its steps on the disk."""
+    pytest.importorskip("pyogrio", reason="the extra vector is not installed")
+    asked = ["--polygons", ".gpkg", "--area", ".csv", "--preview", ".png"]
+    asked += ["--stac", "--acquired", "2020-06-01"]
+    command = ["predict", short_job.scene, "-m", short_job.model, "-o", memory_path / "map.tif", *asked]
+    assert forks.run(*command) == 0, forks.err
+    files = {file: file.read_bytes() for file in memory_path.iterdir()}
+    assert {file.name for file in files} == {
+        "map.tif", "map.tif.aux.xml", "map.gpkg", "map.csv", "map.png", "map.stac.json"
+    }  # fmt: skip
+    return command, files, forks.steps
+
+
+def test_killed_at_any_step_from_the_map_to_the_last_of_what_is_made_of_it_all_is_made(
+    all_made_of_it: tuple[list[object], dict[Path, bytes], int], forks: Forks, memory_path: Path
+) -> None:
+    command, files, steps = all_made_of_it
+    whole = 0
+    for last in range(steps, 0, -1):
+        for file in memory_path.iterdir():
+            file.unlink()
+        assert forks.run(*command, last=last) == -signal.SIGKILL
+        if not (memory_path / "map.tif").exists():
+            break
+        whole += 1
+        assert forks.run(*command) == 0, forks.err
+        assert DONE in forks.err
+        assert {file: file.read_bytes() for file in memory_path.iterdir()} == files
+    # Four files are made in folders of their own and noted, then the map remembers its job.
+    assert whole > 4 * 4
+
+
+def test_killed_at_random_moments_all_that_is_made_of_the_map_has_the_same_bytes(
+    all_made_of_it: tuple[list[object], dict[Path, bytes], int], forks: Forks, memory_path: Path
+) -> None:
+    command, files, _ = all_made_of_it
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    draw = random.Random(seed)
+    kills = 0
+    while kills < 8:
+        for file in memory_path.iterdir():
+            file.unlink()
+        begun = time.monotonic()
+        process = forks.start(*command)
+        while not (memory_path / "map.tif").exists():
+            assert time.monotonic() < begun + 60
+            time.sleep(0.001)
+        time.sleep(draw.uniform(0, 1))
+        os.kill(process, signal.SIGKILL)
+        kills += forks.wait() == -signal.SIGKILL
+        assert forks.run(*command) == 0, forks.err
+        assert {file: file.read_bytes() for file in memory_path.iterdir()} == files
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -632,10 +705,12 @@ def test_several_scenes_killed_in_the_second_go_on_with_the_same_command(
         for name in ("classes", "unseen", "holes", "warnings", "valid_pixels"):
             assert reports[0][name] == reports[2][name]
         for output, table in zip(several.outputs, tables, strict=True):
-            short_job.check(output)
+            short_job.check(output, another=True)
             assert output.with_suffix(".csv").read_bytes() == table
-    assert forks.run(*several.command) == 1  # all is there, and nothing to go on with
-    assert "a_map.tif exists" in forks.err
+    before = {file: file.stat().st_mtime_ns for file in several.maps.glob("*.[tc]*[fv]")}
+    assert forks.run(*several.command) == 0, forks.err
+    assert forks.err.count("is done: the same job made it.") == 3
+    assert {file: file.stat().st_mtime_ns for file in before} == before
 
 
 @pytest.mark.parametrize(
@@ -699,7 +774,47 @@ def test_a_scene_that_cannot_be_mapped_is_left_out_on_demand_and_made_later(
     assert forks.run(*several.command, "--on-error", "skip") == 0, forks.err
     assert [report["tiles_run"] > 0 for report in json.loads(forks.out)] == [False, True, False]
     for output in several.outputs:
-        short_job.check(output)
+        short_job.check(output, another=True)
+
+
+def test_a_command_that_left_a_scene_out_leaves_no_folder_and_maps_no_good_scene_again(
+    several: Several, short_job: Job, forks: Forks
+) -> None:
+    several.scenes[1].write_bytes(b"no raster")
+    skipping = [*several.command, "--on-error", "skip"]
+    assert forks.run(*skipping) == 3
+    made = {file: file.stat().st_mtime_ns for file in several.maps.iterdir()}
+    assert sorted(file.name for file in made) == [
+        f"{name}_map.{kind}" for name in "ac" for kind in ("csv", "tif", "tif.aux.xml")
+    ]
+    # With the bad scene still there, and without it.
+    without = [each for each in several.command if each != several.scenes[1]]
+    for command, status in ((skipping, 3), (without, 0)):
+        assert forks.run(*command) == status
+        reports = [report for report in json.loads(forks.out) if "error" not in report]
+        assert [(report["was_there"], report["tiles_run"]) for report in reports] == [(True, 0)] * 2
+        found = {file: file.stat().st_mtime_ns for file in several.maps.iterdir()}
+        assert {file: found[file] for file in made if file.suffix != ".xml"} == {
+            file: time for file, time in made.items() if file.suffix != ".xml"
+        }
+        assert found.keys() == made.keys()
+
+
+@pytest.mark.parametrize(("error", "kept"), [(SourceError, False), (KeyboardInterrupt, True)])
+def test_parts_go_where_the_scene_is_left_out_for_good_and_stay_where_the_run_is_stopped(
+    tmp_path: Path, error: type[BaseException], kept: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    output = tmp_path / "map.tif"
+
+    def begin_and_fail() -> None:
+        with Journal(output, {"job": "any"}, parts=2, useless_after=(SourceError,)) as journal:
+            journal.save(0, {"part": b"whole"}, {})
+            raise error
+
+    with pytest.raises(error):
+        begin_and_fail()
+    assert folder_of(output).exists() == kept
+    assert bool(caplog.messages) == kept
 
 
 def test_where_no_scene_can_be_mapped_the_command_fails(several: Several, forks: Forks) -> None:
@@ -708,6 +823,73 @@ def test_where_no_scene_can_be_mapped_the_command_fails(several: Several, forks:
     assert forks.run(*several.command, "--on-error", "skip") == 1
     assert len(json.loads(forks.out)) == 3
     assert list(several.maps.iterdir()) == []
+
+
+# The same command again.
+
+
+def test_a_map_that_the_same_job_made_is_done_and_its_report_says_so(
+    short_job: Job, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    output = tmp_path / "map.tif"
+    first = short_job.predict(output)
+    assert not first.was_there
+    before = output.stat().st_mtime_ns
+    with caplog.at_level("INFO"):
+        again = short_job.predict(output)
+    assert caplog.messages == [DONE]
+    assert again.was_there
+    assert "made by the same job before: nothing was mapped" in str(again)
+    assert "stopped" not in str(again)
+    numbers = {"classes", "unseen", "valid_pixels", "nodata_pixels", "warnings"}
+    assert again.model_dump(include=numbers) == first.model_dump(include=numbers)
+    assert output.stat().st_mtime_ns == before
+    short_job.check(output)
+    anew = short_job.predict(output, options=PredictOptions(overwrite=True))
+    assert (anew.was_there, anew.pixels_kept) == (False, 0)
+    assert output.stat().st_mtime_ns > before
+    short_job.check(output)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("option", "map.tif exists, and was made with another --blend"),
+        ("scene", "map.tif exists, and was made with another state of the scene"),
+        ("map", "map.tif exists. Choose"),
+        ("note", "map.tif exists. Choose"),
+        ("names", "map.tif exists. Choose"),
+    ],
+)
+def test_a_finished_map_of_another_job_or_none_is_refused_and_not_touched(
+    short_job: Job, tmp_path: Path, change: str, said: str
+) -> None:
+    scene, output = tmp_path / "scene.tif", tmp_path / "map.tif"
+    names = output.with_name("map.tif.aux.xml")
+    shutil.copy2(short_job.scene, scene)
+    predict(scene, short_job.model, output)
+    if change == "scene":
+        os.utime(scene)
+    elif change == "map":
+        output.write_bytes(output.read_bytes() + b"\0")
+    elif change == "note":
+        names.write_bytes(names.read_bytes().replace(b"moving", b"moved!"))
+    elif change == "names":
+        names.unlink()
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    options = PredictOptions(blend="flat" if change == "option" else "cosine")
+    with pytest.raises(OutputError, match=said):
+        predict(scene, short_job.model, output, options=options)
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_a_finished_map_tells_nobody_where_its_scene_lay(short_job: Job, tmp_path: Path) -> None:
+    output = tmp_path / "map.tif"
+    short_job.predict(output)
+    told = output.read_bytes() + output.with_name("map.tif.aux.xml").read_bytes()
+    assert b"GEODEPLOY_JOURNAL" in told
+    for path in (short_job.scene.parent, short_job.model.parent, tmp_path):
+        assert str(path).encode() not in told
 
 
 # Two at once.
@@ -837,6 +1019,119 @@ def test_a_scene_that_breaks_off_keeps_the_parts_and_goes_on_once_it_is_whole_ag
     os.utime(scene, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert predict(scene, job.model, output).pixels_kept == len(parts) * 528 * WIDTH
     assert output.read_bytes() == quiet.read_bytes()
+
+
+class Scarce(np.ndarray[Any, Any]):
+    """What a model answers; the thread that blends finds no memory to work on it."""
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *given: Any, **more: Any) -> Any:
+        if threading.current_thread() is threading.main_thread():
+            raise MemoryError("Unable to allocate 1 GiB")
+        plain = [np.asarray(each) for each in given]
+        if "out" in more:
+            more["out"] = tuple(np.asarray(each) for each in more["out"])
+        return getattr(ufunc, method)(*plain, **more)
+
+
+class Short:
+    """A session that finds no memory in its 20th batch, or whose answer then finds none."""
+
+    def __init__(self, session: Session, stage: str) -> None:
+        self._session, self._stage, self._runs = session, stage, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def run(self, pixels: Any) -> Any:
+        self._runs += 1
+        if self._runs == 20 and self._stage == "model":
+            raise MemoryError("Unable to allocate 1 GiB")
+        found = self._session.run(pixels)
+        return found.view(Scarce) if self._runs == 20 and self._stage == "blending" else found
+
+
+class ShortDataset:
+    """A raster that GDAL finds no memory to decode from its 3000th row on."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._dataset, name)
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._dataset.close()
+
+    def read(self, *given: Any, window: Any, **more: Any) -> Any:
+        if window.row_off >= 3000 and window.height > 64:  # not where the range of values is sampled
+            cause = CPLE_OutOfMemoryError(3, 2, "rasterblock.cpp, 1: cannot allocate 1073741824 bytes")
+            raise RasterioIOError("Read failed") from cause
+        return self._dataset.read(*given, window=window, **more)
+
+
+@pytest.mark.parametrize("on_error", ["stop", "skip"])
+@pytest.mark.parametrize("stage", ["reading", "model", "blending"])
+def test_a_run_without_memory_ends_at_once_in_one_true_line_and_goes_on_later(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, on_error: Any
+) -> None:
+    output, options = tmp_path / "map.tif", PredictOptions(on_error=on_error, device="cpu")
+    opened = rasterio.open
+
+    def short_open(name: Any, *given: Any, **more: Any) -> Any:
+        dataset = opened(name, *given, **more)
+        return ShortDataset(dataset) if Path(name) == job.scene else dataset
+
+    threads = threading.active_count()
+    session = Short(open_session(job.model), stage)
+    with monkeypatch.context() as patched:
+        if stage == "reading":
+            patched.setattr("rasterio.open", short_open)
+        with pytest.raises(MemoryLimitError) as caught:
+            map_scene(job.scene, session, output, options, None)
+    session.close()
+    assert threading.active_count() == threads
+    asked = "1024 MiB more were asked for" if stage == "reading" else "Unable to allocate 1 GiB"
+    told = str(caught.value)
+    assert told.startswith(f"Memory ran out while scene.tif was mapped ({asked}). "), told
+    assert re.search(r"\d+ MiB were planned beyond the model's own", told), told
+    assert "Take a --batch of less than 8, which changes no byte of the map" in told
+    assert "\n" not in told
+    parts = noted(output)
+    assert 1 <= len(parts) < PARTS
+    assert job.predict(output, options=options).pixels_kept == len(parts) * 528 * WIDTH
+    job.check(output)
+
+
+def test_a_model_that_asks_for_more_than_there_is_is_told_as_want_of_memory(
+    short_job: Job, make_model: Make, make_spec: Make, tmp_path: Path, forks: Forks
+) -> None:
+    import onnx
+
+    model = onnx.load(make_model(tmp_path / "m.onnx", make_spec(TWO)).path)
+    # The greatest of the first pixel of a tile, four times ten to the sixteen bytes of it.
+    nodes = [
+        onnx.helper.make_node("ReduceMax", ["pixels"], ["one"], keepdims=0),
+        onnx.helper.make_node("Expand", ["one", "many"], ["all"]),
+        onnx.helper.make_node("ReduceMax", ["all"], ["max"], keepdims=0),
+        onnx.helper.make_node("Add", ["fewer", "max"], ["logits"]),
+    ]
+    model.graph.node[-1].output[0] = "fewer"
+    model.graph.node.extend(nodes)
+    model.graph.initializer.append(
+        onnx.numpy_helper.from_array(np.array([10**8, 10**8], np.int64), "many")
+    )
+    onnx.save(model, tmp_path / "m.onnx")
+    output = tmp_path / "map.tif"
+    command = ["predict", short_job.scene, "-m", tmp_path / "m.onnx", "-o", output]
+    for skip in ([], ["--on-error", "skip"]):
+        assert forks.run(*command, "--runtime", "onnxruntime", *skip) == 1
+        asked = "38146972656 MiB more were asked for"
+        assert f"error: Memory ran out while scene.tif was mapped ({asked}). " in forks.err
+        assert len(forks.err.splitlines()) == 1
+        assert not folder_of(output).exists()
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, SystemError])

@@ -177,6 +177,16 @@ def test_a_real_map_is_written_whole(real_map: Path, tmp_path: Path, suffix: str
     assert [path.name for path in tmp_path.iterdir()] == [report.output.name]
 
 
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_the_same_map_gives_the_same_bytes(real_map: Path, tmp_path: Path, suffix: str) -> None:
+    written = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        written.append(tmp_path / name / f"polygons{suffix}")
+        write_polygons(real_map, written[-1])
+    assert written[0].read_bytes() == written[1].read_bytes()
+
+
 def test_geojson_is_in_degrees_and_right_handed(real_map: Path, tmp_path: Path) -> None:
     write_polygons(real_map, tmp_path / "polygons.geojson")
     document = json.loads((tmp_path / "polygons.geojson").read_text())

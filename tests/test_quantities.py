@@ -144,7 +144,8 @@ def test_an_older_class_map_leaves_no_names_beside_it(
     classes = make_model(tmp_path / "c.onnx", make_spec(("red", "nir")))
     predict(scene, classes.path, tmp_path / "map.tif")
     predict(scene, model.path, tmp_path / "map.tif", options=PredictOptions(overwrite=True))
-    assert {path.name for path in tmp_path.iterdir()} == {"c.onnx", "map.tif"}
+    assert {path.name for path in tmp_path.iterdir()} == {"c.onnx", "map.tif", "map.tif.aux.xml"}
+    assert "Category" not in (tmp_path / "map.tif.aux.xml").read_text()
 
 
 @pytest.mark.parametrize("options", [{"batch": 1}, {"batch": 5, "readers": 1}, {"threads": 2}])

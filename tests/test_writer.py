@@ -21,7 +21,7 @@ from geodeploy.cog import Frame, aux_path
 from geodeploy.errors import OutputError
 from geodeploy.parts import Journal, Part, forget
 from geodeploy.spec import ModelSpec
-from geodeploy.writer import MapWriter, check_output
+from geodeploy.writer import TIFF, MapWriter, check_output, followed
 
 MakeSpec = Callable[..., ModelSpec]
 VALUES = (0, 3, 7)
@@ -377,3 +377,42 @@ def test_a_folder_that_cannot_be_written_is_told(spec: ModelSpec) -> None:
         pytest.skip("this system has no /proc")
     with pytest.raises(OutputError, match="The folder /proc/self cannot be written"):
         write(folder / "map.tif", some(9, 9), spec)
+
+
+@pytest.mark.parametrize("kind", ["device", "pipe", "link to a device"])
+def test_what_is_no_regular_file_is_refused_and_stays(tmp_path: Path, kind: str) -> None:
+    output = tmp_path / "map.tif"
+    if kind == "pipe":
+        os.mkfifo(output)
+    else:  # a link, so that nothing but it is lost where this fails
+        output.symlink_to("/dev/null")
+    asked = followed(output) if kind == "device" else output
+    with pytest.raises(OutputError, match="is a device, pipe or socket"):
+        check_output(asked, [], overwrite=True)
+    assert not output.is_file()
+
+
+def test_a_link_is_followed_to_what_may_not_be_there_yet(tmp_path: Path) -> None:
+    link, circle = tmp_path / "link.tif", tmp_path / "circle.tif"
+    link.symlink_to("elsewhere.tif")
+    circle.symlink_to(circle)
+    assert followed(link) == tmp_path / "elsewhere.tif"
+    assert followed(tmp_path / "plain.tif") == tmp_path / "plain.tif"
+    check_output(followed(link), [], overwrite=False)
+    with pytest.raises(OutputError, match="is a link that leads nowhere"):
+        check_output(followed(circle), [], overwrite=True)
+
+
+def test_a_name_that_leaves_no_room_for_those_of_the_files_beside_it_is_refused(tmp_path: Path) -> None:
+    most = os.pathconf(tmp_path, "PC_NAME_MAX") - len(".aux.xml")
+    check_output(tmp_path / ("é" * (most // 2)), [], overwrite=False)
+    for length in (most + 1, 1000, 10_000):
+        with pytest.raises(OutputError, match=rf"has {length} bytes; {most} are the most"):
+            check_output(tmp_path / ("n" * (length - 4) + ".tif"), [], overwrite=False)
+
+
+@pytest.mark.parametrize("name", ["map.jp2", "map.vrt", "map.png", "map", ".tif"])
+def test_a_suffix_that_would_lie_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(OutputError, match=r"it needs \.tif or \.tiff"):
+        check_output(tmp_path / name, [], overwrite=False, suffixes=TIFF)
+    check_output(tmp_path / "MAP.TIF", [], overwrite=False, suffixes=TIFF)

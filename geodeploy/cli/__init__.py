@@ -23,7 +23,7 @@ from geodeploy.cli import (
     train,
     verify,
 )
-from geodeploy.errors import GeodeployError
+from geodeploy.errors import GeodeployError, first_line
 
 app = typer.Typer(
     name="geodeploy",
@@ -87,6 +87,10 @@ def main() -> None:
         app(standalone_mode=True)
     except GeodeployError as error:
         typer.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    except MemoryError as error:
+        asked = f" ({first_line(error)})" if str(error) else ""
+        typer.echo(f"error: Memory ran out{asked}. Give the command more, or less to do.", err=True)
         sys.exit(1)
     except _Stopped as stopped:
         typer.echo("Stopped; nothing was left half-written.", err=True)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from geodeploy.errors import DeviceError, ModelError, first_line, missing_extra
+from geodeploy.errors import DeviceError, ModelError, check_memory, first_line, missing_extra
 from geodeploy.machine import cache_folder, usable_cores
 from geodeploy.runtime import Device
 from geodeploy.runtime.graph import (
@@ -70,6 +70,8 @@ class OnnxSession:
             else:
                 (outputs,) = self._session.run([self._signature.output], feed, self._run_options)
         except Exception as error:  # ONNX Runtime's errors share no base but Exception
+            if self.device == "cpu":  # what a GPU lacks, a smaller batch mends
+                check_memory(error)
             raise ModelError(
                 f"{self._model}: {self.name} could not run it on {list(pixels.shape)} "
                 f"({first_line(error)}). Check the tile in its description, or take a smaller --batch."
@@ -179,6 +181,8 @@ class Graph:
         try:
             found: list[NDArray[np.float32]] = self._session.run(outputs, feed, self._run_options)
         except Exception as error:  # ONNX Runtime's errors share no base but Exception
+            if self.device == "cpu":  # what a GPU lacks, a smaller batch mends
+                check_memory(error)
             shape = list(next(iter(feed.values())).shape)
             raise ModelError(
                 f"{self.path}: {self.name} could not run it on {shape} "

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from geodeploy.errors import DeviceError, ModelError, first_line, missing_extra
+from geodeploy.errors import DeviceError, ModelError, check_memory, first_line, missing_extra
 from geodeploy.machine import usable_cores
 from geodeploy.runtime.graph import (
     OnnxFile,
@@ -89,6 +89,7 @@ class OpenVinoSession:
                     self._queue.start_async([part], (found, place), share_inputs=True)
                 self._queue.wait_all()
         except Exception as error:
+            check_memory(error)
             raise ModelError(
                 f"{self._model}: {self.name} could not run it on {list(parts[0].shape)} "
                 f"({_reason(error)}). Take --runtime onnxruntime."

@@ -1,6 +1,7 @@
 """What a user may get wrong: one line that says what was found, what is needed and what to do."""
 
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -74,6 +75,7 @@ def place(make_model: Make, make_raster: Make, tmp_path_factory: pytest.TempPath
     (folder / "cog.tif").unlink()
     (folder / "text.tif").write_text("once upon a time")
     (folder / "zero.tif").touch()
+    os.mkfifo(folder / "pipe.tif")
     (folder / "folder.tif").mkdir()
     (folder / "there.tif").write_text("yesterday's map")
 
@@ -126,6 +128,12 @@ def place(make_model: Make, make_raster: Make, tmp_path_factory: pytest.TempPath
         ("scene.tif -o scene.tif --overwrite", "scene.tif is the input itself", "with -o"),
         ("scene.tif -o ./model.onnx --overwrite", "model.onnx is the input itself", "with -o"),
         ("scene.tif -o there.tif", "there.tif exists", "add --overwrite"),
+        ("scene.tif -o pipe.tif --overwrite", "pipe.tif is a device, pipe or socket", "with -o"),
+        ("scene.tif -o map.jp2", "map.jp2 would not be what its name says", ".tif or .tiff"),
+        (f"scene.tif -o {'n' * 245}.tif", "has 249 bytes; 247 are the most", "a shorter one with -o"),
+        (f"scene.tif -o {'n' * 2450}.tif", "has 2454 bytes; 247 are the most", "with -o"),
+        ("scene.tif --preview y.jpg", "y.jpg would not be what its name says", "needs .png"),
+        ("scene.tif --area map.tif.aux.xml", "the map's names of classes go", "another place"),
         ("scene.tif two.tif", "2 scenes need a folder that exists for -o", "none was given"),
         ("scene.tif ./scene.tif -o folder.tif", "Two scenes would both be mapped", "Rename one"),
         ("scene.tif gone.tif -o folder.tif", "gone.tif does not exist", "Check the path"),

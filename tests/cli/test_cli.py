@@ -113,8 +113,9 @@ def test_options_reach_the_run(pointwise: Any, small_scene: Path, tmp_path: Path
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert (report["overlap"], report["blend"], report["batch"]) == (20, "crop", 3)
-    assert run(*command, cwd=tmp_path).returncode == 1  # the map exists
-    assert run(*command, "--overwrite", cwd=tmp_path).returncode == 0
+    others = [*command, "--overlap", "10"]
+    assert run(*others, cwd=tmp_path).returncode == 1  # the map exists
+    assert run(*others, "--overwrite", cwd=tmp_path).returncode == 0
 
 
 def test_progress_is_shown_on_a_terminal_only(
@@ -192,3 +193,16 @@ def test_every_promised_name_is_there_and_is_no_module() -> None:
 def test_importing_the_package_imports_nothing_heavy() -> None:
     done = python(f"import geodeploy, sys; print(set({HEAVY!r}) & set(sys.modules))")
     assert done.stdout == "set()\n"
+
+
+def test_memory_that_runs_out_is_one_line() -> None:
+    script = """
+import sys
+from geodeploy.cli import app, main
+app.command("hungry")(lambda: bytes(2**62))
+sys.argv[1:] = ["hungry"]
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: Memory ran out. Give the command more, or less to do.\n"
