@@ -143,13 +143,24 @@ def initialise(model: Any, batches: Iterator[Tensor], method: Adapter) -> None:
 
 
 class RankAllocation:
-    """AdaLoRA's part in a training: a loss of its own, and ranks that fall from step to step."""
+    """AdaLoRA's part in a training: a loss of its own, and ranks that fall from step to step.
+
+    Raises:
+        RecipeError: there is but one step.
+    """
 
     def __init__(self, backbone: Any, method: AdaLora, steps: int) -> None:
+        if steps < 2:
+            raise RecipeError(
+                f"training.steps: AdaLoRA measures in one step what falls in the next; found {steps}, "
+                "take 2 or more."
+            )
         self._model = backbone.base_model
         self._config = config = backbone.peft_config["default"]
         config.total_step = steps
-        config.tinit, config.tfinal = int(method.warm * steps), int(method.settled * steps)
+        # Ranks are settled after the second step at the earliest: nothing is measured before the first.
+        config.tinit = int(method.warm * steps)
+        config.tfinal = min(int(method.settled * steps), steps - 2)
         self._weight = method.orthogonal
         self._matrices = [
             (parameter, "lora_A" in name)

@@ -167,7 +167,7 @@ class AdaLora(Adapter):
     init_r: PositiveInt = 24
     """Rank at the start."""
     target_r: PositiveInt = 16
-    """Mean rank at the end."""
+    """Mean rank at the end; less than ``init_r``."""
     alpha: PositiveInt = Field(default=16, serialization_alias="lora_alpha")
     dropout: Fraction = Field(default=0.0, serialization_alias="lora_dropout")
     warm: Fraction = 0.1
@@ -176,6 +176,20 @@ class AdaLora(Adapter):
     """Share of the steps after they have stopped falling."""
     orthogonal: NonNegativeFloat = Field(default=0.5, serialization_alias="orth_reg_weight")
     """Weight of the loss that keeps the matrices orthogonal."""
+
+    @model_validator(mode="after")
+    def _ranks_fall(self) -> Self:
+        if self.init_r <= self.target_r:
+            raise ValueError(
+                f"init_r = {self.init_r} leaves no rank to give up on the way to target_r = "
+                f"{self.target_r}; take a larger init_r, or lora for a rank that stays"
+            )
+        if self.warm + self.settled >= 1 - 1e-9:  # 0.7 + 0.2 + 0.1 is rounded
+            raise ValueError(
+                f"warm = {self.warm:g} and settled = {self.settled:g}, shares of the steps, leave none "
+                "in which ranks fall; lower one, so that the sum is less than 1"
+            )
+        return self
 
     def options(self) -> dict[str, Any]:
         """As for any method; steps are counted when their number is known."""

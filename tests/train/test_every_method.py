@@ -225,6 +225,31 @@ def test_ranks_fall_to_the_budget_and_stay_there(
     assert sum(int(value.count_nonzero()) for value in kept) <= 3 * 2
 
 
+@pytest.mark.parametrize(
+    ("steps", "warm", "settled"), [(2, 0.1, 0.3), (3, 0.0, 0.9), (2, 0.5, 0.4), (7, 0.6, 0.39)]
+)
+def test_ranks_fall_to_the_budget_in_few_steps_too(
+    recipe_file: Path,
+    weights: dict[tuple[str, ...], Path],
+    tmp_path: Path,
+    steps: int,
+    warm: float,
+    settled: float,
+) -> None:
+    more = ["method.name=adalora", "method.init_r=6", "method.target_r=2", f"training.steps={steps}"]
+    more += [f"method.warm={warm}", f"method.settled={settled}"]
+    train(recipe_file, tmp_path / "run", overrides=overrides(weights[RGB], *more))
+    adapter = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    kept = [value for name, value in adapter.items() if "lora_E" in name]
+    assert sum(int(value.count_nonzero()) for value in kept) <= 3 * 2
+
+
+def test_one_step_is_too_few_for_ranks_to_fall(recipe_file: Path, tmp_path: Path) -> None:
+    more = ["method={name='adalora', init_r=6, target_r=2}", "training.steps=1"]
+    with pytest.raises(RecipeError, match="found 1, take 2 or more"):
+        train(recipe_file, tmp_path / "run", overrides=more)
+
+
 def test_layer_decay_is_that_of_timm(recipe_file: Path) -> None:
     from timm.optim import param_groups_layer_decay
 
