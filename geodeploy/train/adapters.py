@@ -53,6 +53,7 @@ def wrap(backbone: Backbone, method: Adapter) -> nn.Module:
             f"method.targets: {PATCHES} is trained whole, because the weights never saw these bands. "
             "Leave it out."
         )
+    check_rank(backbone.encoder, pattern, method)
     settings = method.options() | dict(method.fixed)
     del settings["targets"]
     settings |= {
@@ -122,6 +123,31 @@ def layer_pattern(vit: nn.Module, targets: tuple[str, ...], *, patches: str | No
     if patches in targets:
         parts.append(re.escape(str(patches)))
     return "|".join(parts)
+
+
+def check_rank(vit: nn.Module, pattern: str, method: Method | Adapter) -> None:
+    """Refuse a rank that one of the layers whose name ``pattern`` matches cannot have.
+
+    It would train more than the weight itself, and PiSSA and OLoRA have no more to begin with.
+
+    Raises:
+        RecipeError: names the narrowest layer and the largest rank.
+    """
+    ranks = getattr(method, method.rank) if method.rank else 0
+    weights: list[tuple[str, Any]] = [
+        (name, layer.weight) for name, layer in vit.named_modules() if re.fullmatch(pattern, name)
+    ]
+    name, weight = min(weights, key=lambda item: _width(item[1]))
+    if ranks > _width(weight):
+        raise RecipeError(
+            f"method.{method.rank}: found {ranks}, and the layer {name} is {_width(weight)} wide; take "
+            f"{_width(weight)} or less, or full to train the weights themselves."
+        )
+
+
+def _width(weight: Tensor) -> int:
+    """The rank that no matrix of the weight's shape exceeds."""
+    return min(weight.flatten(1).shape)
 
 
 def initialise(model: Any, batches: Iterator[Tensor], method: Adapter) -> None:

@@ -59,6 +59,8 @@ class Table(BaseModel):
 class _Method(Table):
     title: ClassVar[str]
     """For people."""
+    rank: ClassVar[str | None] = None
+    """The option that is the rank of a product added to each weight."""
 
     name: str
 
@@ -101,7 +103,7 @@ class Adapter(_Method):
 
 
 class _LoraKin(Adapter):
-    kind = "LORA"
+    kind, rank = "LORA", "r"
 
     r: PositiveInt = 16
     """Rank of the adapters."""
@@ -162,7 +164,7 @@ class Eva(_LoraKin):
 class AdaLora(Adapter):
     """LoRA in the form of a singular value decomposition, its rank shared out while it is trained."""
 
-    title, kind = "AdaLoRA", "ADALORA"
+    title, kind, rank = "AdaLoRA", "ADALORA", "init_r"
     name: Literal["adalora"] = "adalora"
     init_r: PositiveInt = 24
     """Rank at the start."""
@@ -445,7 +447,7 @@ class VbLora(Adapter):
 class Ssl(_Method):
     """Rows of each weight are scaled, a shift and a low-rank product added (arXiv 2407.05417)."""
 
-    title = "SSL"
+    title, rank = "SSL", "r"
     name: Literal["ssl"] = "ssl"
     targets: Layers = ("attn.qkv", "mlp.fc1", "mlp.fc2")
     """Layers inside each transformer block that are tuned."""
@@ -475,7 +477,7 @@ class Vpt(_Method):
 class VitAdapter(_Method):
     """A convolutional pyramid beside the transformer, joined by deformable attention (2205.08534)."""
 
-    title = "ViT-Adapter"
+    title, rank = "ViT-Adapter", "lora_r"
     name: Literal["vit_adapter"] = "vit_adapter"
     points: PositiveInt = 4
     """That each head looks at in each map."""

@@ -8,13 +8,14 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from geodeploy.errors import RecipeError
-from geodeploy.train.adapters import inject_lora, layer_pattern, wrap
+from geodeploy.train.adapters import check_rank, inject_lora, layer_pattern, wrap
 from geodeploy.train.backbone import Backbone, Taps
 from geodeploy.train.backbones.timm_models import TRANSFORMERS
 from geodeploy.train.method_options import (
     Adapter,
     BitFit,
     LayerNorm,
+    Lora,
     Method,
     Ssb,
     Ssl,
@@ -87,12 +88,14 @@ def apply_method(backbone: Backbone, method: Method) -> nn.Module:
         add_prompts(encoder, method.tokens, deep=method.deep, dropout=method.dropout)
     elif isinstance(method, Ssl):
         columns, pattern = isinstance(method, Ssb), layer_pattern(encoder, method.targets)
+        check_rank(encoder, pattern, method)
         scale_layers(encoder, pattern, columns=columns, r=method.r, alpha=method.alpha)
     elif isinstance(method, BitFit):
         _train_biases(encoder)
     elif isinstance(method, LayerNorm):
         _train_norms(encoder)
     elif isinstance(method, VitAdapter) and method.lora_r:
+        check_rank(encoder, layer_pattern(encoder, Lora().targets), method)
         inject_lora(encoder, method.lora_r)
     if backbone.new_patches:
         encoder.get_submodule(backbone.first).requires_grad_(True)

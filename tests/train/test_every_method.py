@@ -214,6 +214,15 @@ def test_an_adapter_cut_out_of_the_weights_is_stored_as_one_beside_them(
     assert torch.equal(qkv, stored["blocks.0.attn.qkv.weight"])
 
 
+@pytest.mark.parametrize("method", ["pissa", "olora"])
+def test_an_adapter_may_hold_all_of_a_weight(
+    recipe_file: Path, weights: dict[tuple[str, ...], Path], tmp_path: Path, method: str
+) -> None:
+    more = [f"method.name={method}", "method.r=32"]
+    train(recipe_file, tmp_path / "run", overrides=overrides(weights[RGB], *more))
+    assert load_run(tmp_path / "run").model.backbone.peft_config["default"].r == 64
+
+
 def test_ranks_fall_to_the_budget_and_stay_there(
     recipe_file: Path, weights: dict[tuple[str, ...], Path], tmp_path: Path
 ) -> None:
@@ -279,6 +288,13 @@ def test_layer_decay_is_that_of_timm(recipe_file: Path) -> None:
         (["method.name=oft", *ON_PATCHES], "no linear layer patch_embed.proj"),
         (["method.name=lora", *ON_PATCHES], "patch_embed.proj is trained whole"),
         (["method.name=ia3", "method.feedforward=['fc']"], "no linear layer fc"),
+        *(
+            ([f"method.name={name}", "method.r=33"], "method.r: found 33, and the layer blocks.0.")
+            for name in ("lora", "dora", "pissa", "olora", "ssl")
+        ),
+        (["method={name='lora', r=100000, targets=['attn.q', 'mlp.fc1']}"], "attn.qkv.q is 32 wide"),
+        (["method={name='adalora', init_r=40}"], "method.init_r: found 40, and the layer blocks.0."),
+        (["method={name='vit_adapter', lora_r=64}"], "method.lora_r: found 64, and the layer blocks"),
     ],
 )
 def test_options_that_do_not_fit_the_network_are_an_error_in_one_line(
