@@ -1,5 +1,6 @@
 """Ways to tune a backbone. What is trainable is what the method says, and is counted."""
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,8 @@ from geodeploy.train.prompts import add_prompts
 from geodeploy.train.qkv import split_qkv
 from geodeploy.train.scaled import scale_layers
 from geodeploy.train.vit_adapter import AdaptedVit
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,19 @@ def count_parameters(backbone: nn.Module, decoder: nn.Module) -> ParameterCounts
     )
 
 
+def warn_of_size(counts: ParameterCounts, method: Method) -> None:
+    """Say where ``method`` trains more beside a frozen backbone than the backbone has."""
+    frozen = counts.total - counts.trainable
+    if not method.tunes_all and counts.backbone > frozen:
+        log.warning(
+            "method: %s trains %s parameters beside the %s of the frozen backbone, more than "
+            "method.name = full would. A lower rank, fewer tokens or fewer method.targets train less.",
+            method,
+            f"{counts.backbone:,}",
+            f"{frozen:,}",
+        )
+
+
 def apply_method(backbone: Backbone, method: Method) -> nn.Module:
     """The backbone with just those parameters trainable that ``method`` trains.
 
@@ -73,12 +89,13 @@ def apply_method(backbone: Backbone, method: Method) -> nn.Module:
     encoder: Any = backbone.encoder
     fits = VisionTransformer if isinstance(method, VitAdapter | Vpt) else TRANSFORMERS
     if isinstance(method, Adapter | Ssl | VitAdapter | Vpt) and not isinstance(encoder, fits):
+        kind = type(encoder).__name__
         other = (
-            "lora or full for one of rotary positions"
+            "a vision transformer; take lora or full for one of rotary positions"
             if isinstance(encoder, TRANSFORMERS)
-            else "full or linear for a convolutional one"
+            else f"a plain vision transformer, and this network is a {kind}; take full or linear"
         )
-        raise RecipeError(f"method.name: {method.name} needs a vision transformer; take {other}.")
+        raise RecipeError(f"method.name: {method.name} needs {other}.")
     if isinstance(method, Adapter | Ssl):
         split_qkv(encoder, method.targets)
     if isinstance(method, Adapter):

@@ -3,8 +3,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from geodeploy.errors import RecipeError
+from geodeploy.train import train
 from geodeploy.train.backbone import build_backbone, decoded_blocks
 from geodeploy.train.model import TunedModel, assemble
 from geodeploy.train.recipe import Recipe, load_recipe
@@ -52,8 +54,6 @@ def test_a_patch_embedding_that_the_weights_know_is_not_trained(
     recipe_file: Path, tmp_path: Path
 ) -> None:
     # Weights for just these bands, as a RUN of method full leaves them.
-    from safetensors.torch import save_file
-
     recipe = load_recipe(recipe_file)
     save_file(
         build_backbone(recipe.model, recipe.data.bands).encoder.state_dict(),
@@ -134,3 +134,28 @@ def test_normalisation_is_inside_and_survives_any_finite_pixel(recipe_file: Path
 def test_four_blocks_are_decoded_spread_evenly_or_all_there_are(depth: int, blocks: list[int]) -> None:
     assert decoded_blocks(depth) == tuple(blocks)
     assert all(before < after for before, after in pairwise(blocks))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        ((), False),
+        (("method.name=full",), False),
+        (("method={name='loha', r=64}",), True),
+        (("method={name='vpt', tokens=1000}",), True),
+    ],
+)
+def test_training_more_beside_a_backbone_than_it_has_is_told(
+    recipe_file: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    overrides: tuple[str, ...],
+    told: bool,
+) -> None:
+    # Weights that know the bands: a patch embedding that is made up would count too.
+    recipe = load_recipe(recipe_file)
+    weights = build_backbone(recipe.model, recipe.data.bands).encoder.state_dict()
+    save_file(weights, tmp_path / "vit.safetensors")
+    known = f"model.weights={tmp_path / 'vit.safetensors'}"
+    train(recipe_file, tmp_path / "run", overrides=[known, "training.steps=1", *overrides])
+    assert ("more than method.name = full would" in caplog.text) == told

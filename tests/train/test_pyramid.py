@@ -157,8 +157,15 @@ def test_each_pixel_of_the_finest_level_answers_for_its_own_square_of_the_tile(
         ),
         ((*LIGHT, "model.decoder_channels=[16]"), "light has 3 levels, .* but the coarsest; found 1"),
         ((*RESNET, "model.decoder_channels=[8, 8]"), "resnet18 has 5 levels, .*; found 2"),
-        ((*LIGHT, "method.name=lora"), "method.name: lora needs a vision transformer; take full or"),
-        ((*RESNET, "method.name=lora"), "method.name: lora needs a vision transformer; take full or"),
+        (
+            (*LIGHT, "method.name=lora"),
+            "method.name: lora needs a plain vision transformer, and this network is a LightPyramid",
+        ),
+        ((*RESNET, "method.name=lora"), "and this network is a ResNet; take full or linear"),
+        (
+            (*RESNET, "model.backbone=swin_tiny_patch4_window7_224", "method.name=lora"),
+            "lora needs a plain vision transformer, and this network is a SwinTransformer; take full",
+        ),
         (
             ("model.backbone=light",),
             "model.options: light takes channels alone, found embed_dim, depth",
