@@ -1,5 +1,6 @@
 """Every method of the recipe: what moves, and that a RUN of it reloads, merges and exports."""
 
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -259,6 +260,39 @@ def test_one_step_is_too_few_for_ranks_to_fall(recipe_file: Path, tmp_path: Path
         train(recipe_file, tmp_path / "run", overrides=more)
 
 
+@pytest.mark.parametrize(("tile", "batch"), [(8, 1), (16, 2)])
+def test_the_directions_of_a_few_tokens_a_batch_are_found_in_several_batches(
+    recipe_file: Path,
+    weights: dict[tuple[str, ...], Path],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    tile: int,
+    batch: int,
+) -> None:
+    # One or four patches a tile and a class token, and two times 16 directions to be found.
+    more = ["method.name=eva", "method.r=8", f"model.tile={tile}", "model.overlap=0"]
+    more += [f"training.batch={batch}"]
+    train(recipe_file, tmp_path / "run", overrides=overrides(weights[RGB], *more))
+    assert "skipping SVD" not in capfd.readouterr().out
+    adapter = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    ranks = [len(value) for name, value in adapter.items() if "lora_A" in name]
+    assert sum(ranks) == 3 * 8
+    assert max(ranks) <= 16
+
+
+def test_directions_that_do_not_settle_are_an_error_and_no_endless_wait(
+    recipe_file: Path, weights: dict[tuple[str, ...], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(import_module("geodeploy.train.adapters"), "_EVA_PASSES", 1)
+    recipe = load_recipe(recipe_file, overrides(weights[RGB], "method.name=eva", "method.r=4"))
+    backbone = build_backbone(recipe.model, recipe.data.bands)
+    model = assemble(recipe, backbone, mean=[0.2] * 6, std=[0.1] * 6)
+    torch.manual_seed(0)
+    noise = iter(lambda: torch.rand(2, 6, 32, 32), None)
+    with pytest.raises(RecipeError, match="have not settled after 1 readings of 8 batches; take"):
+        initialise(model, noise, recipe.method)
+
+
 def test_layer_decay_is_that_of_timm(recipe_file: Path) -> None:
     from timm.optim import param_groups_layer_decay
 
@@ -293,6 +327,10 @@ def test_layer_decay_is_that_of_timm(recipe_file: Path) -> None:
             for name in ("lora", "dora", "pissa", "olora", "ssl")
         ),
         (["method={name='lora', r=100000, targets=['attn.q', 'mlp.fc1']}"], "attn.qkv.q is 32 wide"),
+        (
+            ["method={name='eva', r=16}"],
+            "16 directions and needs 2 inputs for each, 64; the layer blocks",
+        ),
         (["method={name='adalora', init_r=40}"], "method.init_r: found 40, and the layer blocks.0."),
         (["method={name='vit_adapter', lora_r=64}"], "method.lora_r: found 64, and the layer blocks"),
     ],

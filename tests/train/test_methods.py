@@ -142,7 +142,7 @@ def test_four_blocks_are_decoded_spread_evenly_or_all_there_are(depth: int, bloc
         ((), False),
         (("method.name=full",), False),
         (("method={name='loha', r=64}",), True),
-        (("method={name='vpt', tokens=1000}",), True),
+        (("method={name='vpt', tokens=700}",), True),
     ],
 )
 def test_training_more_beside_a_backbone_than_it_has_is_told(
