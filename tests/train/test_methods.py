@@ -82,9 +82,25 @@ def test_a_target_that_the_blocks_lack_is_an_error_that_lists_what_they_have(
         network(recipe)
 
 
-def test_an_unknown_backbone_is_an_error_that_names_near_ones(recipe_file: Path) -> None:
-    recipe = load_recipe(recipe_file, ["model.backbone=vit_small_patch14_dino"])
-    with pytest.raises(RecipeError, match="vit_small_patch14_dinov2"):
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("vit_small_patch14_dino", "vit_small_patch14_dinov2"),
+        ("prithvi_eo_v2_30", "prithvi_eo_v2_300"),
+        ("clay_v1", "clay_v1_base, clay_v1_5_large"),
+        ("galileo", "galileo_nano, galileo_tiny, galileo_base"),
+        ("dofa", "dofa_small, dofa_base"),
+        ("satmae", "satmae_base, satmae_large"),
+        ("ssl4eo_resnet50", "ssl4eo_resnet50_s2"),
+        ("scale_mae_large", "scalemae_large"),
+        ("quite_another", "none"),
+    ],
+)
+def test_an_unknown_backbone_is_an_error_that_names_near_ones(
+    recipe_file: Path, name: str, near: str
+) -> None:
+    recipe = load_recipe(recipe_file, [f"model.backbone={name}"])
+    with pytest.raises(RecipeError, match=f"there is no {name}, .* Near: {near}[,;]"):
         network(recipe)
 
 

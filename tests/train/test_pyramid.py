@@ -171,7 +171,7 @@ def test_each_pixel_of_the_finest_level_answers_for_its_own_square_of_the_tile(
             "model.options: light takes channels alone, found embed_dim, depth",
         ),
         ((*RESNET, "model.options={embed_dim=8}"), "timm cannot make resnet18 .*embed_dim"),
-        (("model.backbone=resnet19",), "timm .* has no resnet19. Near: resnet.*; light is a light"),
+        (("model.backbone=resnet19",), "no resnet19, .* timm .* Near: resnet18, .*; light is a light"),
         ((*RESNET, "model.backbone=mixer_s32_224"), "is a MlpMixer, which gives no maps"),
         ((*RESNET, "model.backbone=levit_128s"), "does not take tiles of 64 .* Take another tile, or"),
         ((*RESNET, "model.backbone=inception_v3", "model.tile=96"), "not the .* that timm says"),
