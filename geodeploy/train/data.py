@@ -34,6 +34,7 @@ from geodeploy.labels import (
     target_bands,
     target_values,
 )
+from geodeploy.parts import identify
 from geodeploy.raster import Raster, check_range, open_raster, same_place
 from geodeploy.spec import Band, Presence, Target
 from geodeploy.tally import Moments, add_up
@@ -94,6 +95,8 @@ class LabelledScene:
     """None where each pixel is learned by itself."""
     region: str = ""
     """What its scores are reported under if it is held out: its image, or the folder of its chips."""
+    state: str = ""
+    """What tells one state of the image's files from another."""
 
     def count(self, part: int) -> int:
         """Labelled pixels of that part."""
@@ -227,11 +230,18 @@ def open_scene(recipe: Recipe, scene: Scene, place: str, *, keep_open: bool) -> 
     """The scene at ``place`` in the recipe with its labels, checked as `open_scenes` does."""
     with open_image(recipe, scene, place) as raster:
         check_units(raster, recipe, place)
-        labelled = label_scene(recipe, scene, place, raster)
+        labelled = replace(label_scene(recipe, scene, place, raster), state=_state_of(raster))
         if not keep_open:  # from here on: so far the file was read in many pieces
             raster.keep_open = False
             raster.close()
         yield labelled
+
+
+def _state_of(raster: Raster) -> str:
+    # Viewers leave statistics and overviews beside a scene.
+    files = [name for name in raster.files() if not name.endswith((".aux.xml", ".ovr"))]
+    nodata = [layer.nodata for layer in raster.layers]
+    return identify(files, nodata, raster.indexes, raster.scales.tolist(), raster.offsets.tolist())[1]
 
 
 @contextmanager

@@ -147,6 +147,7 @@ def fit(
                     facts, tensors = learner.state()
                     past = Progress(
                         recipe=checkpoint.recipe,
+                        learned_from=checkpoint.learned_from,
                         step=step,
                         losses=tuple(losses),
                         history=tuple(history),
