@@ -53,6 +53,8 @@ VARIANTS = {
         for name in ("lora", "pissa", "ssb")
     },
 }
+DEEPER = ("vpt", "vpt-shallow", "vera", "unilora", "eva", "full")
+"""What differs from block to block, or goes from one to the next: trained in two blocks too."""
 ON_PATCHES = ["method.targets=['patch_embed.proj', 'attn.qkv']"]
 TAKES_PATCHES = [
     name for name, method in METHODS.items() if issubclass(method, Adapter) and method.takes_patches
@@ -64,19 +66,26 @@ STEPS = 3
 def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], Path]:
     """A tiny transformer for three bands and for six, in which nothing is 0 or 1 by accident."""
     folder = tmp_path_factory.mktemp("weights")
-    made = {}
-    for bands in (RGB, SIX):
-        options = {"embed_dim": 32, "depth": 1, "num_heads": 2, "patch_size": 8}
-        model = Model(
-            backbone="vit_tiny_patch16_224", options=options, weights="random", tile=32, overlap=8
-        )
-        torch.manual_seed(7)
-        vit = build_backbone(model, bands).encoder
-        for parameter in vit.parameters():
-            parameter.data.add_(0.1 * torch.randn_like(parameter))
-        made[bands] = folder / f"{len(bands)}.safetensors"
-        save_file(vit.state_dict(), made[bands])
-    return made
+    return {bands: make_weights(folder / f"{len(bands)}.safetensors", bands) for bands in (RGB, SIX)}
+
+
+@pytest.fixture(scope="session")
+def deeper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One of two blocks, for three bands."""
+    return make_weights(tmp_path_factory.mktemp("deeper") / "3.safetensors", RGB, depth=2)
+
+
+def make_weights(path: Path, bands: tuple[str, ...], *, depth: int = 1) -> Path:
+    options = {"embed_dim": 32, "depth": depth, "num_heads": 2, "patch_size": 8}
+    model = Model(
+        backbone="vit_tiny_patch16_224", options=options, weights="random", tile=32, overlap=8
+    )
+    torch.manual_seed(7)
+    vit = build_backbone(model, bands).encoder
+    for parameter in vit.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    save_file(vit.state_dict(), path)
+    return path
 
 
 def overrides(weights: Path, *more: str) -> list[str]:
@@ -143,17 +152,28 @@ def test_what_moves_is_what_is_declared_trainable_and_nothing_else(
 IN_A_RUN = [name for name in VARIANTS if not name.startswith("vit_adapter-")]
 
 
-@pytest.fixture(params=[*IN_A_RUN, *(f"{name} on patches" for name in TAKES_PATCHES)])
+@pytest.fixture(
+    params=[
+        *IN_A_RUN,
+        *(f"{name} on patches" for name in TAKES_PATCHES),
+        *(f"{name} on two blocks" for name in DEEPER),
+    ]
+)
 def tuned(
     request: pytest.FixtureRequest,
     recipe_file: Path,
     weights: dict[tuple[str, ...], Path],
+    deeper: Path,
     tmp_path: Path,
 ) -> tuple[str, Path]:
     """The name of a method, and a RUN of it."""
-    name, _, on_patches = request.param.partition(" on ")
-    more, bands = (ON_PATCHES, SIX) if on_patches else ([], RGB)
-    train(recipe_file, tmp_path / "run", overrides=overrides(weights[bands], *VARIANTS[name], *more))
+    name, _, where = request.param.partition(" on ")
+    start, more = {
+        "": (weights[RGB], []),
+        "patches": (weights[SIX], ON_PATCHES),
+        "two blocks": (deeper, ["model.options.depth=2"]),
+    }[where]
+    train(recipe_file, tmp_path / "run", overrides=overrides(start, *VARIANTS[name], *more))
     return name, tmp_path / "run"
 
 

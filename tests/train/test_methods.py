@@ -1,3 +1,4 @@
+from copy import deepcopy
 from itertools import pairwise
 from pathlib import Path
 
@@ -80,6 +81,36 @@ def test_a_target_that_the_blocks_lack_is_an_error_that_lists_what_they_have(
         RecipeError, match=r"no linear layer query; they have attn\.k, attn\.proj, attn\.q"
     ):
         network(recipe)
+
+
+@pytest.mark.parametrize("deep", [True, False])
+def test_prompts_stand_before_the_patches_of_every_block_new_ones_if_deep(
+    recipe_file: Path, deep: bool
+) -> None:
+    recipe = load_recipe(
+        recipe_file,
+        [f"method={{name='vpt', tokens=3, deep={str(deep).lower()}}}", "model.options.depth=3"],
+    )
+    backbone = build_backbone(recipe.model, recipe.data.bands)
+    plain = deepcopy(backbone.encoder).eval()
+    model = assemble(recipe, backbone, mean=[0.2] * BANDS, std=[0.1] * BANDS).eval()
+    pixels = torch.rand(2, BANDS, 32, 32)
+    with torch.inference_mode():
+        tokens = plain.norm_pre(plain._pos_embed(plain.patch_embed(pixels)))
+        needed = []
+        for number, block in enumerate(plain.blocks):
+            if deep or number == 0:
+                prompts = model.backbone.blocks[number].prompts.expand(2, -1, -1)
+                patches = tokens[:, -16:]
+                tokens = torch.cat([tokens[:, :1], prompts, patches], dim=1)
+            tokens = block(tokens)
+            needed.append(plain.norm(tokens[:, -16:]).transpose(1, 2).unflatten(2, (4, 4)))
+        found = model.backbone.forward_intermediates(
+            pixels, indices=[0, 1, 2], norm=True, intermediates_only=True
+        )
+    assert model.backbone.blocks[0].prompts.std() > 0.01
+    for one, other in zip(found, needed, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
