@@ -9,7 +9,8 @@ Each image is cut into columns of 128 pixels that train, validate or are held ou
 without labels wherever two kinds meet. A method is tried with three learning rates on the first seed,
 and with more, from 1e-5 to 0.1, for as long as the best is the lowest or the highest tried; the one
 that validates best is taken for the other seeds too, and each run keeps the weights that validate best.
-The held-out columns are scored once, with those. Steps, windows and augmentation are the same for all.
+The held-out columns are scored once, with those. Steps, windows and augmentation are the same for all. A
+run that diverged is the worst of all, and is shown.
 Every run is a process of its own with its share of the cores, and writes one JSON file into
 bench/results/tuning; it is not run again while that file is there. Needs the extra ``train``.
 
@@ -186,20 +187,20 @@ def record_of(cell: Cell, rate: float, seed: int) -> Path:
     return RESULTS / f"{cell.data}-{cell.backbone}-{cell.method}-{rate:g}-s{seed}.json"
 
 
-def tried_rates(cell: Cell) -> dict[float, float]:
-    """What each rate gave on the validation columns with the first seed."""
+def tried_rates(cell: Cell) -> dict[float, float | None]:
+    """What each rate gave on the validation columns with the first seed; None where it diverged."""
     files = {rate: record_of(cell, rate, SEEDS[0]) for rate in RATES}
+    found = {rate: json.loads(file.read_text()) for rate, file in files.items() if file.exists()}
     return {
-        rate: float(json.loads(file.read_text())["validation"])
-        for rate, file in files.items()
-        if file.exists()
+        rate: None if "failed" in record else float(record["validation"])
+        for rate, record in found.items()
     }
 
 
 def best_rate(cell: Cell) -> float:
     """The one that validated best on the first seed."""
     tried = tried_rates(cell)
-    return max(tried, key=lambda rate: tried[rate])
+    return max(tried, key=lambda rate: -1.0 if tried[rate] is None else tried[rate])
 
 
 def run_once(cell: Cell, rate: float, seed: int, root: Path, threads: int) -> None:
@@ -210,9 +211,14 @@ def run_once(cell: Cell, rate: float, seed: int, root: Path, threads: int) -> No
     found = in_process(tune, cell, rate, seed, root, threads)
     facts = {"rate": rate, "seed": seed, **found}
     record.write_text(json.dumps(facts) + "\n", encoding="utf-8")
-    print(
-        f"{record.name}: validation {found['validation']:.3f} in {found['seconds']:.0f} s", flush=True
-    )
+    print(f"{record.name}: {outcome(found)}", flush=True)
+
+
+def outcome(found: dict[str, Any]) -> str:
+    """How a run ended."""
+    if "failed" in found:
+        return str(found["failed"])
+    return f"validation {found['validation']:.3f} in {found['seconds']:.0f} s"
 
 
 def in_process(function: Any, *arguments: Any) -> dict[str, Any]:
@@ -246,7 +252,7 @@ def tune(cell: Cell, rate: float, seed: int, root: Path, threads: int) -> dict[s
         try:
             report = train(BENCH / "recipes" / f"tuning-{cell.data}.toml", run, overrides=overrides)
         except ModelError as error:  # it has diverged
-            return {"validation": 0.0, "failed": str(error)}
+            return {"failed": str(error)}
         tuned = [file for file in run.glob("*.safetensors") if file.name != HEAD]
         tuned_bytes = sum(file.stat().st_size for file in tuned)
     metrics = report.metrics
@@ -261,6 +267,7 @@ def tune(cell: Cell, rate: float, seed: int, root: Path, threads: int) -> dict[s
         "memory_mib": round((resident_kib("VmHWM") - before) / 1024),
         "seconds": round(time.perf_counter() - begun, 1),
         "images_per_s": metrics.images_per_s,
+        "waiting": metrics.waiting,
         "versions": metrics.versions,
     }
 
@@ -308,8 +315,8 @@ def write_table() -> str:
             "",
             "| backbone | method | seeds | mIoU, held out | mIoU, validation | IoU of each class | "
             "rate | validation at each rate | trained in the backbone, in all | adapter or backbone in "
-            "the RUN | memory beyond imports | seconds |",
-            "|---" * 12 + "|",
+            "the RUN | memory beyond imports | seconds | waiting for data |",
+            "|---" * 13 + "|",
             *rows,
         ]
     memory = RESULTS / "memory.json"
@@ -324,24 +331,43 @@ def _row(cell: Cell) -> str | None:
         return None
     best = best_rate(cell)
     files = [file for seed in SEEDS if (file := record_of(cell, best, seed)).exists()]
-    records = [json.loads(file.read_text()) for file in files]
-    per_class = np.array([ious(np.array(record["confusion"])) for record in records])
-    facts = records[0]
+    every = [json.loads(file.read_text()) for file in files]
+    records = [record for record in every if "failed" not in record]
+    diverged = len(every) - len(records)
     cells = [
         BACKBONES[cell.backbone][0],
         METHODS[cell.method].title,
-        str(len(records)),
+        f"{len(records)}, {diverged} more diverged" if diverged else str(len(records)),
+        *(_scores(records) if records else ["diverged", "-", "-"]),
+        f"{best:g}",
+        ", ".join(
+            f"{rate:g}: {'diverged' if value is None else f'{value:.3f}'}"
+            for rate, value in tried.items()
+        ),
+        *(_costs(records) if records else "-" * 5),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _scores(records: Sequence[dict[str, Any]]) -> list[str]:
+    per_class = np.array([ious(np.array(record["confusion"])) for record in records])
+    return [
         spread([float(values.mean()) for values in per_class]),
         spread([float(record["validation"]) for record in records]),
         " ".join(f"{value:.2f}" for value in per_class.mean(axis=0)),
-        f"{best:g}",
-        ", ".join(f"{rate:g}: {value:.3f}" for rate, value in tried.items()),
+    ]
+
+
+def _costs(records: Sequence[dict[str, Any]]) -> list[str]:
+    facts = records[0]
+    waiting = [record["waiting"] for record in records if "waiting" in record]  # older ones have none
+    return [
         f"{facts['trainable_backbone_parameters']:,}, {facts['trainable_parameters']:,}",
         f"{facts['tuned_bytes'] / 1e6:.1f} MB",
         f"{statistics.mean(record['memory_mib'] for record in records):.0f} MiB",
         f"{statistics.mean(record['seconds'] for record in records):.0f}",
+        f"{statistics.mean(waiting):.0%}" if waiting else "-",
     ]
-    return f"| {' | '.join(cells)} |"
 
 
 WAYS_OF_STEPPING = {

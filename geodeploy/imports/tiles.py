@@ -79,7 +79,7 @@ def cut_real_tiles(images: Images, spec: ModelSpec) -> list[LabelledTile]:
                 for place in TileGrid(raster.height, raster.width, spec.tile, 0)
             }
             for key, place in sorted(drawn.items())[:_TILES]:
-                pixels, valid = read_filled(raster, place.window, spec.tile, mean)
+                pixels, valid = read_filled(raster.read_pixels, place.window, spec.tile, mean)
                 if valid.any():
                     codes = np.full(valid.shape, IGNORED, np.uint8)
                     found.append((key, LabelledTile(pixels, codes, place)))

@@ -22,7 +22,11 @@ from geodeploy.train.qkv import FUSED, PARTS, fuse_qkv, split_qkv
 _IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 """What peft's allocator keeps of each matrix of AdaLoRA."""
 _EVA_BATCHES = 8
-"""Training batches whose features EVA looks at."""
+"""Training batches whose features EVA looks at, each as large as it takes."""
+_EVA_SKETCH = 2
+"""Rows and columns that peft's decomposition needs for each direction it finds."""
+_EVA_PASSES = 100
+"""Readings of the batches in which the directions settle, or never do."""
 
 
 @contextmanager
@@ -53,6 +57,9 @@ def wrap(backbone: Backbone, method: Adapter) -> nn.Module:
             f"method.targets: {PATCHES} is trained whole, because the weights never saw these bands. "
             "Leave it out."
         )
+    check_rank(backbone.encoder, pattern, method)
+    if isinstance(method, Eva):
+        _check_directions(backbone.encoder, pattern, method)
     settings = method.options() | dict(method.fixed)
     del settings["targets"]
     settings |= {
@@ -124,32 +131,119 @@ def layer_pattern(vit: nn.Module, targets: tuple[str, ...], *, patches: str | No
     return "|".join(parts)
 
 
+def check_rank(vit: nn.Module, pattern: str, method: Method | Adapter) -> None:
+    """Refuse a rank that one of the layers whose name ``pattern`` matches cannot have.
+
+    It would train more than the weight itself, and PiSSA and OLoRA have no more to begin with.
+
+    Raises:
+        RecipeError: names the narrowest layer and the largest rank.
+    """
+    ranks = getattr(method, method.rank) if method.rank else 0
+    weights: list[tuple[str, Any]] = [
+        (name, layer.weight) for name, layer in vit.named_modules() if re.fullmatch(pattern, name)
+    ]
+    name, weight = min(weights, key=lambda item: _width(item[1]))
+    if ranks > _width(weight):
+        raise RecipeError(
+            f"method.{method.rank}: found {ranks}, and the layer {name} is {_width(weight)} wide; take "
+            f"{_width(weight)} or less, or full to train the weights themselves."
+        )
+
+
+def _check_directions(vit: nn.Module, pattern: str, method: Eva) -> None:
+    """Refuse EVA where the input of a layer has fewer directions than it looks among."""
+    inputs, name = min(
+        (layer.in_features, name)
+        for name, layer in vit.named_modules()
+        if isinstance(layer, nn.Linear) and re.fullmatch(pattern, name)
+    )
+    needed = _EVA_SKETCH * round(method.rho * method.r)
+    if needed > inputs:
+        raise RecipeError(
+            f"method.rho: eva looks for rho = {method.rho:g} times r = {method.r} directions and needs "
+            f"{_EVA_SKETCH} inputs for each, {needed}; the layer {name} has {inputs}. Take a smaller "
+            f"method.r or method.rho, whose product is {inputs // _EVA_SKETCH} or less."
+        )
+
+
+def _width(weight: Tensor) -> int:
+    """The rank that no matrix of the weight's shape exceeds."""
+    return min(weight.flatten(1).shape)
+
+
 def initialise(model: Any, batches: Iterator[Tensor], method: Adapter) -> None:
     """Give adapters whose first values come from data theirs; ``batches`` are pixels.
 
     ``model`` is the whole network, its ``backbone`` a `peft.PeftModel`.
+
+    Raises:
+        RecipeError: what the layers take has too few directions for them, or none that settle.
     """
     if isinstance(method, Eva):
         model.eval()  # the decoder's statistics are not to be touched
         with torch.no_grad():
+            looked_at = _join(model, batches, tokens=_EVA_SKETCH * round(method.rho * method.r))
+            left = iter(range(_EVA_PASSES * len(looked_at)))
+
+            def look(_: Any, pixels: Tensor) -> None:
+                if next(left, None) is None:
+                    raise RecipeError(
+                        f"method.name: the directions that eva looks for have not settled after "
+                        f"{_EVA_PASSES} readings of {len(looked_at)} batches; take a smaller method.r "
+                        "or lora."
+                    )
+                model(pixels)
+
             initialize_lora_eva_weights(
                 model.backbone,
-                list(itertools.islice(batches, _EVA_BATCHES)),
-                forward_fn=lambda _, pixels: model(pixels),
+                looked_at,
+                forward_fn=look,
                 prepare_model_inputs_fn=None,
                 prepare_layer_inputs_fn=None,  # every token counts, there is no mask of words
                 show_progress_bar=False,
             )
 
 
+def _join(model: nn.Module, batches: Iterator[Tensor], *, tokens: int) -> list[Tensor]:
+    """`_EVA_BATCHES` batches in each of which every adapted layer sees ``tokens`` or more.
+
+    peft passes over smaller ones, for ever if there are no others.
+    """
+    first = next(batches)
+    seen: list[int] = []
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][..., 0].numel()))
+        for layer in model.modules()
+        if isinstance(layer, LoraLayer)
+    ]
+    model(first)
+    for hook in hooks:
+        hook.remove()
+    every = itertools.chain([first], batches)
+    joined = -(-tokens // min(seen))
+    return [torch.cat(list(itertools.islice(every, joined))) for _ in range(_EVA_BATCHES)]
+
+
 class RankAllocation:
-    """AdaLoRA's part in a training: a loss of its own, and ranks that fall from step to step."""
+    """AdaLoRA's part in a training: a loss of its own, and ranks that fall from step to step.
+
+    Raises:
+        RecipeError: there is but one step.
+    """
 
     def __init__(self, backbone: Any, method: AdaLora, steps: int) -> None:
+        if steps < 2:
+            raise RecipeError(
+                f"training.steps: AdaLoRA measures in one step what falls in the next; found {steps}, "
+                "take 2 or more."
+            )
         self._model = backbone.base_model
         self._config = config = backbone.peft_config["default"]
         config.total_step = steps
-        config.tinit, config.tfinal = int(method.warm * steps), int(method.settled * steps)
+        # Ranks are settled after the second step at the earliest: nothing is measured before the first.
+        config.tinit = int(method.warm * steps)
+        config.tfinal = min(int(method.settled * steps), steps - 2)
         self._weight = method.orthogonal
         self._matrices = [
             (parameter, "lora_A" in name)

@@ -1,10 +1,12 @@
 """The backbone for any bands and tile, with its first weights: by its name in the table, or timm's."""
 
+import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +18,8 @@ from geodeploy.train.recipe import LIGHT, Model
 from geodeploy.train.weights import load_weights
 
 _DECODED_BLOCKS = 4
+_NEAR = 3
+"""Names near to one that there is not, of each kind."""
 _INSIDE = ("model", "state_dict")
 """Where published files keep their tensors, if not at the top."""
 
@@ -63,9 +67,10 @@ def build_backbone(
     weights in it, for callers that have all of them elsewhere.
 
     Raises:
-        RecipeError: timm has no such model, or it does not take such tiles.
+        RecipeError: there is no such network, or it does not take such tiles.
         WeightsError: the weights are missing, not the ones named, or do not fit.
     """
+    _check_name(model.backbone)
     family, wanted = FAMILIES.get(model.backbone, TIMM), Wanted(model, tuple(bands), gsd_m)
     if model.timesteps > 1 and not family.dates:
         raise RecipeError(f"model.timesteps: {model.backbone} takes 1 date, found {model.timesteps}.")
@@ -85,6 +90,19 @@ def build_backbone(
     weights = load_weights(model.weights, sha256=model.weights_sha256)
     new_patches = _load(encoder, weights.tensors, family, wanted, f"{first}.weight")
     return Backbone(encoder, taps, first, weights.sha256, new_patches)
+
+
+def _check_name(name: str) -> None:
+    """Refuse a name that is neither in the table nor timm's; those that begin with it come first."""
+    if name in FAMILIES or timm.is_model(name):
+        return
+    begun = [known for known in FAMILIES if known.startswith(name)][:_NEAR]
+    close = difflib.get_close_matches(name, [*FAMILIES, *timm.list_models()], _NEAR)
+    near = ", ".join(dict.fromkeys([*begun, *close])) or "none"
+    raise RecipeError(
+        f"model.backbone: there is no {name}, here or in timm {timm.__version__}. Near: {near}; "
+        f"{LIGHT} is a light convolutional pyramid."
+    )
 
 
 def find_taps(encoder: nn.Module, blocks: Sequence[int] | None = None) -> Taps:

@@ -1,20 +1,26 @@
 """A training's state on disk, to go on from after a kill: one safetensors file, JSON in its header."""
 
 import hashlib
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from geodeploy.errors import ModelError, OutputError, RecipeError, first_line
+from geodeploy.parts import differences, identify
+from geodeploy.train.data import LabelledScene
 from geodeploy.train.recipe import Recipe, recipe_text
 from geodeploy.train.report import Checkup
+
+log = logging.getLogger(__name__)
 
 _KEY = "geodeploy"
 
@@ -26,6 +32,8 @@ class Progress(BaseModel):
 
     recipe: str
     """sha256 of the recipe as run."""
+    learned_from: dict[str, str] = {}
+    """What tells one state of the data and weights that the recipe names from another."""
     step: int
     """The last one taken."""
     losses: tuple[float, ...]
@@ -43,12 +51,37 @@ class Progress(BaseModel):
     """State of the generator that draws windows."""
 
 
-class Checkpoint:
-    """The file beside a RUN folder to come; gone once the RUN is there."""
+def _what_is_learned_from(
+    recipe: Recipe, scenes: Sequence[LabelledScene], weights_sha256: str | None
+) -> dict[str, str]:
+    """What tells one state of all that ``recipe`` names from another, by the words for the user."""
+    images, labels = hashlib.sha256(), hashlib.sha256()
+    for scene in scenes:
+        images.update(f"{scene.raster.name} {scene.state} ".encode())
+        shown = None if scene.tiles is None else scene.tiles.shown
+        for array in (scene.codes, scene.part, scene.values, shown):
+            if array is not None:
+                labels.update(np.ascontiguousarray(array).data)
+    return {
+        "state of the images": images.hexdigest(),
+        "state of the labels": labels.hexdigest(),
+        "file of weights": weights_sha256 or "",
+        "state of the teachers": identify(map(str, recipe.distillation.teachers))[1],
+    }
 
-    def __init__(self, run: Path, recipe: Recipe) -> None:
+
+class Checkpoint:
+    """The file beside a RUN folder to come; gone once the RUN is there.
+
+    It is of one ``recipe``, the ``scenes`` that it names as they are, and one file of weights.
+    """
+
+    def __init__(
+        self, run: Path, recipe: Recipe, scenes: Sequence[LabelledScene], weights_sha256: str | None
+    ) -> None:
         self.path = run.absolute().with_name(f".{run.name}.resume.safetensors")
         self.recipe = hashlib.sha256(recipe_text(recipe).encode()).hexdigest()
+        self.learned_from = _what_is_learned_from(recipe, scenes, weights_sha256)
 
     def write(self, progress: Progress, tensors: Mapping[str, Tensor]) -> None:
         """Replace what was there, whole or not at all."""
@@ -66,7 +99,7 @@ class Checkpoint:
             beside.unlink(missing_ok=True)
 
     def read(self) -> tuple[Progress, dict[str, Tensor]] | None:
-        """What was written last; None if nothing was.
+        """What was written last; None if nothing was, or from what is not as it was then.
 
         Raises:
             ModelError: the file is broken.
@@ -87,6 +120,10 @@ class Checkpoint:
                 f"{self.path} is of a training with another recipe. Give that one to go on with it, "
                 "or remove the file to start again."
             )
+        if progress.learned_from != self.learned_from:
+            changed = differences(progress.learned_from, self.learned_from)
+            log.warning("%s was begun with %s: starting afresh.", self.path, changed)
+            return None
         return progress, tensors
 
     def remove(self) -> None:

@@ -6,7 +6,7 @@ import itertools
 import json
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -34,11 +34,13 @@ from geodeploy.labels import (
     target_bands,
     target_values,
 )
+from geodeploy.parts import identify
 from geodeploy.raster import Raster, check_range, open_raster, same_place
 from geodeploy.spec import Band, Presence, Target
 from geodeploy.tally import Moments, add_up
 from geodeploy.tiles import Tile, TileGrid
 from geodeploy.train.chips import Chip, list_scenes
+from geodeploy.train.limits import Limits, Outside, limits_of, tell_of_outside
 from geodeploy.train.recipe import Blocks, Data, Recipe, Scene, Statistics, is_vector
 
 log = logging.getLogger(__name__)
@@ -94,6 +96,17 @@ class LabelledScene:
     """None where each pixel is learned by itself."""
     region: str = ""
     """What its scores are reported under if it is held out: its image, or the folder of its chips."""
+    state: str = ""
+    """What tells one state of the image's files from another."""
+    limits: Limits | None = None
+    """Outside of which a pixel holds no data, whatever the image says; None for any numbers."""
+    outside: Outside | None = None
+    """Pixels that lie there; None without limits."""
+
+    def read_pixels(self, window: Window) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """``window`` in units, (C, h, w), and which pixels hold data within the limits, (h, w)."""
+        pixels, valid = self.raster.read_pixels(window)
+        return pixels, valid if self.limits is None else valid & self.limits.hold(pixels)
 
     def count(self, part: int) -> int:
         """Labelled pixels of that part."""
@@ -196,6 +209,9 @@ def open_scenes(recipe: Recipe) -> Iterator[list[LabelledScene]]:
                 f"{recipe.data.presence.labelled:.0%} of it. Take a smaller model.tile or "
                 "data.presence.labelled, or check the labels and data.blocks."
             )
+        counted = [(scene.raster.name, scene.outside) for scene in scenes if scene.outside]
+        if outside := tell_of_outside(counted):
+            log.warning("%s", outside)
         notes = [note for scene in scenes for note in scene.raster.band_notes]
         if notes:
             more = f" (and so of {len(notes) - 1} more images)" if len(notes) > 1 else ""
@@ -227,11 +243,18 @@ def open_scene(recipe: Recipe, scene: Scene, place: str, *, keep_open: bool) -> 
     """The scene at ``place`` in the recipe with its labels, checked as `open_scenes` does."""
     with open_image(recipe, scene, place) as raster:
         check_units(raster, recipe, place)
-        labelled = label_scene(recipe, scene, place, raster)
+        labelled = replace(label_scene(recipe, scene, place, raster), state=_state_of(raster))
         if not keep_open:  # from here on: so far the file was read in many pieces
             raster.keep_open = False
             raster.close()
         yield labelled
+
+
+def _state_of(raster: Raster) -> str:
+    # Viewers leave statistics and overviews beside a scene.
+    files = [name for name in raster.files() if not name.endswith((".aux.xml", ".ovr"))]
+    nodata = [layer.nodata for layer in raster.layers]
+    return identify(files, nodata, raster.indexes, raster.scales.tolist(), raster.offsets.tolist())[1]
 
 
 @contextmanager
@@ -295,7 +318,8 @@ def label_scene(recipe: Recipe, scene: Scene, place: str, raster: Raster) -> Lab
     Raises:
         As `scene_labels` and `divide`.
     """
-    return divide(recipe, scene, place, raster, *scene_labels(recipe, scene, raster))
+    labels = scene_labels(recipe, scene, raster)
+    return divide(recipe, scene, place, raster, *labels, limits=limits_of(recipe))
 
 
 def scene_labels(
@@ -321,16 +345,24 @@ def divide(
     raster: Raster,
     codes: NDArray[np.uint8],
     values: NDArray[np.float32] | None,
+    *,
+    limits: Limits | None,
 ) -> LabelledScene:
     """The scene with its ``codes`` and ``values`` where the image holds data, each pixel for its part.
+
+    What lies outside of ``limits`` is no data, and is counted.
 
     Raises:
         SourceError: the image cannot be read to its end.
         RecipeError: the scene is too small for ``data.blocks``.
     """
-    if scene.labels is not None:
-        for window in raster.stripes():
-            codes[window.toslices()][~raster.read(window).valid] = IGNORED
+    outside = None if limits is None else Outside()
+    for window in raster.stripes():
+        stripe = raster.read(window)
+        valid = stripe.valid
+        if outside is not None and limits is not None:
+            valid = outside.add(stripe, raster, limits)
+        codes[window.toslices()][~valid] = IGNORED
     tiles = None
     if recipe.task == "multilabel":
         shown = np.array(scene.shown, np.uint8) if isinstance(scene, Chip) else None
@@ -341,7 +373,17 @@ def divide(
     region = str(scene.image)
     if place.startswith("data.chips"):
         region = str((recipe.data.chips or ())[int(place.rpartition(".")[2])].images)
-    return LabelledScene(raster, codes, part, scene.weight, values=values, tiles=tiles, region=region)
+    return LabelledScene(
+        raster,
+        codes,
+        part,
+        scene.weight,
+        values=values,
+        tiles=tiles,
+        region=region,
+        limits=limits,
+        outside=outside,
+    )
 
 
 def _check_chip(recipe: Recipe, scene: Scene, raster: Raster) -> None:
@@ -512,12 +554,15 @@ def split(codes: NDArray[np.uint8], scene: Scene, blocks: Blocks, classes: int) 
 
 
 def training_pixels(scenes: Sequence[LabelledScene], bands: int) -> Iterator[NDArray[np.float32]]:
-    """The valid training pixels (``bands``, n) of all scenes, labelled or not, stripe by stripe."""
+    """The valid training pixels (``bands``, n) of all scenes, labelled or not, stripe by stripe.
+
+    What lies outside ``data.valid_range`` is not valid.
+    """
     for scene in scenes:
         if not (scene.part == TRAINING).any():
             continue
         for window in scene.raster.stripes():
-            pixels, valid = scene.raster.read_pixels(window)
+            pixels, valid = scene.read_pixels(window)
             yield join_dates(pixels[:, valid & (scene.part[window.toslices()] == TRAINING)], bands)
 
 
@@ -616,7 +661,7 @@ def read_square(
     Pixels are the bands' ``mean`` where invalid, and mirrored, as predict does, where ``window`` ends
     before ``side`` because the raster does. Codes are those of ``part``, `IGNORED` in both.
     """
-    pixels, valid = read_filled(scene.raster, window, side, mean)
+    pixels, valid = read_filled(scene.read_pixels, window, side, mean)
     codes = scene.codes_of(window, part)
     short = [(0, side - size) for size in codes.shape]
     if any(pair != (0, 0) for pair in short):
@@ -625,14 +670,17 @@ def read_square(
 
 
 def read_filled(
-    raster: Raster, window: Window, side: int, mean: NDArray[np.float32]
+    read: Callable[[Window], tuple[NDArray[np.float32], NDArray[np.bool_]]],
+    window: Window,
+    side: int,
+    mean: NDArray[np.float32],
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Pixels (C, side, side) and valid pixels (side, side) from the corner of ``window`` on.
 
-    Pixels are the bands' ``mean`` where invalid, and mirrored, as predict does, where ``window`` ends
-    before ``side`` because the raster does.
+    ``read`` gives those in it. Pixels are the bands' ``mean`` where invalid, and mirrored, as predict
+    does, where ``window`` ends before ``side`` because the raster does.
     """
-    pixels, valid = raster.read_pixels(window)
+    pixels, valid = read(window)
     if not valid.all():
         pixels = np.where(valid, pixels, mean[:, np.newaxis, np.newaxis])
     short = [(0, side - size) for size in valid.shape]

@@ -26,6 +26,7 @@ from geodeploy.train.data import (
     statistics_of,
 )
 from geodeploy.train.findings import Findings
+from geodeploy.train.limits import Limits, limits_of
 from geodeploy.train.recipe import Recipe, Scene, Split, Statistics
 
 _REFLECTANCE = (-0.05, 1.6)
@@ -88,11 +89,11 @@ class Look:
     raster: Raster
     """Closed: for its grid."""
     moments: Moments
-    """Of the pixels with data."""
+    """Of the pixels with data within the recipe's limits."""
     learned: Moments
     """Of those among them to train on, labelled or not."""
     outside: NDArray[np.int64]
-    """(C,): pixels that are no plausible reflectance."""
+    """(C,): those among them that are no plausible reflectance."""
     counts: NDArray[np.int64]
     """(4, K): labelled pixels with data of each part and class, or fourth of a quantity's range."""
     values: list[list[Values]]
@@ -120,11 +121,15 @@ def look_at(raster: Raster, recipe: Recipe, scene: Scene, place: str, findings: 
         SourceError: the image breaks off.
     """
     where = f"{place} ({scene.image.name})"
+    limits: Limits | None = limits_of(recipe)
     try:
         check_units(raster, recipe, place)
     except RangeError as error:
         findings.say("error", "range", where, str(error))
-    labelled = _label(raster, recipe, scene, place, findings)
+        limits = None  # of other units they tell nothing
+    labelled = _label(raster, recipe, scene, place, limits, findings)
+    if labelled.outside is not None and labelled.outside.pixels:
+        findings.say("warning", "nodata", where, str(labelled.outside))
     codes, part = labelled.codes, labelled.part
     bands = len(recipe.data.bands)
     look = Look(
@@ -145,6 +150,8 @@ def look_at(raster: Raster, recipe: Recipe, scene: Scene, place: str, findings: 
         stripe = raster.read(window)
         pixels, valid = raster.to_units(stripe.stored), stripe.valid
         zeros += int((valid & (stripe.stored == 0).all(axis=0)).sum())
+        if labelled.limits is not None:
+            valid = valid & labelled.limits.hold(pixels)
         known = join_dates(pixels[:, valid], bands)
         look.moments.add(known)
         area = window.toslices()
@@ -173,7 +180,12 @@ def look_at(raster: Raster, recipe: Recipe, scene: Scene, place: str, findings: 
 
 
 def _label(
-    raster: Raster, recipe: Recipe, scene: Scene, place: str, findings: Findings
+    raster: Raster,
+    recipe: Recipe,
+    scene: Scene,
+    place: str,
+    limits: Limits | None,
+    findings: Findings,
 ) -> LabelledScene:
     """The image with its labels; with no label, and for nothing, where they are no good."""
     where, size = f"{place} ({scene.image.name})", (raster.height, raster.width)
@@ -183,7 +195,7 @@ def _label(
         findings.say("error", "labels", where, str(error))
     else:
         try:
-            return divide(recipe, scene, place, raster, *labels)
+            return divide(recipe, scene, place, raster, *labels, limits=limits)
         except RecipeError as error:
             findings.say("error", "labels", where, str(error))
     return LabelledScene(raster, np.full(size, IGNORED, np.uint8), np.full(size, NEITHER, np.uint8))

@@ -30,7 +30,7 @@ from geodeploy.train.checkpoint import Checkpoint, Progress
 from geodeploy.train.data import TRAINING, VALIDATION, LabelledScene, has_labels
 from geodeploy.train.goals import goal_of
 from geodeploy.train.method_options import Full
-from geodeploy.train.methods import layer_rates
+from geodeploy.train.methods import layer_rates, warn_of_size
 from geodeploy.train.model import TunedModel
 from geodeploy.train.norms import share_norms
 from geodeploy.train.processes import is_first
@@ -147,6 +147,7 @@ def fit(
                     facts, tensors = learner.state()
                     past = Progress(
                         recipe=checkpoint.recipe,
+                        learned_from=checkpoint.learned_from,
                         step=step,
                         losses=tuple(losses),
                         history=tuple(history),
@@ -179,7 +180,7 @@ def fit(
 def check_training(model: TunedModel, recipe: Recipe) -> None:
     """Refuse what the training of ``model`` would stumble over, before any data are read.
 
-    The model comes back in eval mode.
+    A method that trains more than full tuning is told of. The model comes back in eval mode.
 
     Raises:
         RecipeError: the device cannot compute in ``training.precision``, the layers have no order for
@@ -192,6 +193,7 @@ def check_training(model: TunedModel, recipe: Recipe) -> None:
             f"training.batch: {batch} tiles cannot be shared evenly by {processes} processes; take a "
             f"multiple of {processes}, or other --processes."
         )
+    warn_of_size(model.counts(), recipe.method)
     build_optimizer(model, recipe)
     model.train()
     norms = [item for item in model.modules() if isinstance(item, _BatchNorm) and item.training]

@@ -59,6 +59,8 @@ class Table(BaseModel):
 class _Method(Table):
     title: ClassVar[str]
     """For people."""
+    rank: ClassVar[str | None] = None
+    """The option that is the rank of a product added to each weight."""
 
     name: str
 
@@ -101,7 +103,7 @@ class Adapter(_Method):
 
 
 class _LoraKin(Adapter):
-    kind = "LORA"
+    kind, rank = "LORA", "r"
 
     r: PositiveInt = 16
     """Rank of the adapters."""
@@ -162,12 +164,12 @@ class Eva(_LoraKin):
 class AdaLora(Adapter):
     """LoRA in the form of a singular value decomposition, its rank shared out while it is trained."""
 
-    title, kind = "AdaLoRA", "ADALORA"
+    title, kind, rank = "AdaLoRA", "ADALORA", "init_r"
     name: Literal["adalora"] = "adalora"
     init_r: PositiveInt = 24
     """Rank at the start."""
     target_r: PositiveInt = 16
-    """Mean rank at the end."""
+    """Mean rank at the end; less than ``init_r``."""
     alpha: PositiveInt = Field(default=16, serialization_alias="lora_alpha")
     dropout: Fraction = Field(default=0.0, serialization_alias="lora_dropout")
     warm: Fraction = 0.1
@@ -176,6 +178,20 @@ class AdaLora(Adapter):
     """Share of the steps after they have stopped falling."""
     orthogonal: NonNegativeFloat = Field(default=0.5, serialization_alias="orth_reg_weight")
     """Weight of the loss that keeps the matrices orthogonal."""
+
+    @model_validator(mode="after")
+    def _ranks_fall(self) -> Self:
+        if self.init_r <= self.target_r:
+            raise ValueError(
+                f"init_r = {self.init_r} leaves no rank to give up on the way to target_r = "
+                f"{self.target_r}; take a larger init_r, or lora for a rank that stays"
+            )
+        if self.warm + self.settled >= 1 - 1e-9:  # 0.7 + 0.2 + 0.1 is rounded
+            raise ValueError(
+                f"warm = {self.warm:g} and settled = {self.settled:g}, shares of the steps, leave none "
+                "in which ranks fall; lower one, so that the sum is less than 1"
+            )
+        return self
 
     def options(self) -> dict[str, Any]:
         """As for any method; steps are counted when their number is known."""
@@ -431,7 +447,7 @@ class VbLora(Adapter):
 class Ssl(_Method):
     """Rows of each weight are scaled, a shift and a low-rank product added (arXiv 2407.05417)."""
 
-    title = "SSL"
+    title, rank = "SSL", "r"
     name: Literal["ssl"] = "ssl"
     targets: Layers = ("attn.qkv", "mlp.fc1", "mlp.fc2")
     """Layers inside each transformer block that are tuned."""
@@ -461,7 +477,7 @@ class Vpt(_Method):
 class VitAdapter(_Method):
     """A convolutional pyramid beside the transformer, joined by deformable attention (2205.08534)."""
 
-    title = "ViT-Adapter"
+    title, rank = "ViT-Adapter", "lora_r"
     name: Literal["vit_adapter"] = "vit_adapter"
     points: PositiveInt = 4
     """That each head looks at in each map."""

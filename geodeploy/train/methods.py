@@ -1,5 +1,6 @@
 """Ways to tune a backbone. What is trainable is what the method says, and is counted."""
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,13 +9,14 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from geodeploy.errors import RecipeError
-from geodeploy.train.adapters import inject_lora, layer_pattern, wrap
+from geodeploy.train.adapters import check_rank, inject_lora, layer_pattern, wrap
 from geodeploy.train.backbone import Backbone, Taps
 from geodeploy.train.backbones.timm_models import TRANSFORMERS
 from geodeploy.train.method_options import (
     Adapter,
     BitFit,
     LayerNorm,
+    Lora,
     Method,
     Ssb,
     Ssl,
@@ -25,6 +27,8 @@ from geodeploy.train.prompts import add_prompts
 from geodeploy.train.qkv import split_qkv
 from geodeploy.train.scaled import scale_layers
 from geodeploy.train.vit_adapter import AdaptedVit
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,19 @@ def count_parameters(backbone: nn.Module, decoder: nn.Module) -> ParameterCounts
     )
 
 
+def warn_of_size(counts: ParameterCounts, method: Method) -> None:
+    """Say where ``method`` trains more beside a frozen backbone than the backbone has."""
+    frozen = counts.total - counts.trainable
+    if not method.tunes_all and counts.backbone > frozen:
+        log.warning(
+            "method: %s trains %s parameters beside the %s of the frozen backbone, more than "
+            "method.name = full would. A lower rank, fewer tokens or fewer method.targets train less.",
+            method,
+            f"{counts.backbone:,}",
+            f"{frozen:,}",
+        )
+
+
 def apply_method(backbone: Backbone, method: Method) -> nn.Module:
     """The backbone with just those parameters trainable that ``method`` trains.
 
@@ -72,12 +89,13 @@ def apply_method(backbone: Backbone, method: Method) -> nn.Module:
     encoder: Any = backbone.encoder
     fits = VisionTransformer if isinstance(method, VitAdapter | Vpt) else TRANSFORMERS
     if isinstance(method, Adapter | Ssl | VitAdapter | Vpt) and not isinstance(encoder, fits):
+        kind = type(encoder).__name__
         other = (
-            "lora or full for one of rotary positions"
+            "a vision transformer; take lora or full for one of rotary positions"
             if isinstance(encoder, TRANSFORMERS)
-            else "full or linear for a convolutional one"
+            else f"a plain vision transformer, and this network is a {kind}; take full or linear"
         )
-        raise RecipeError(f"method.name: {method.name} needs a vision transformer; take {other}.")
+        raise RecipeError(f"method.name: {method.name} needs {other}.")
     if isinstance(method, Adapter | Ssl):
         split_qkv(encoder, method.targets)
     if isinstance(method, Adapter):
@@ -87,12 +105,14 @@ def apply_method(backbone: Backbone, method: Method) -> nn.Module:
         add_prompts(encoder, method.tokens, deep=method.deep, dropout=method.dropout)
     elif isinstance(method, Ssl):
         columns, pattern = isinstance(method, Ssb), layer_pattern(encoder, method.targets)
+        check_rank(encoder, pattern, method)
         scale_layers(encoder, pattern, columns=columns, r=method.r, alpha=method.alpha)
     elif isinstance(method, BitFit):
         _train_biases(encoder)
     elif isinstance(method, LayerNorm):
         _train_norms(encoder)
     elif isinstance(method, VitAdapter) and method.lora_r:
+        check_rank(encoder, layer_pattern(encoder, Lora().targets), method)
         inject_lora(encoder, method.lora_r)
     if backbone.new_patches:
         encoder.get_submodule(backbone.first).requires_grad_(True)

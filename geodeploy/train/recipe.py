@@ -212,7 +212,8 @@ class Data(_Table):
     gsd_m: PositiveFloat | None = None
     """Ground sample distance in metres; None when it does not matter."""
     valid_range: Range | tuple[Range, ...]
-    """What real data lies in, for all bands or each, in units."""
+    """What real data lies in, for all bands or each, in units; a pixel outside in any counts as without
+    data."""
     statistics: Statistics | None = None
     """None computes them from the training pixels."""
     ignore: tuple[int, ...] = ()

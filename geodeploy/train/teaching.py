@@ -23,6 +23,7 @@ from geodeploy.runtime import Session, open_session
 from geodeploy.spec import ModelSpec
 from geodeploy.tiles import TileGrid
 from geodeploy.train.data import TRAINING, LabelledScene
+from geodeploy.train.limits import Limits
 from geodeploy.train.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -70,15 +71,20 @@ def teach(
         )
         stack.enter_context(bar)
         taught = [
-            _ask(sessions, scene.raster, bar) if wanted else None
+            _ask(sessions, scene, bar) if wanted else None
             for scene, wanted in zip(scenes, trains, strict=True)
         ]
     log.info("%s mapped %d scenes", " and ".join(path.name for path in teachers), sum(trains))
     return [replace(scene, taught=told) for scene, told in zip(scenes, taught, strict=True)]
 
 
-def map_probabilities(session: Session, raster: Raster) -> NDArray[np.float32]:
-    """What ``session`` says of every pixel of ``raster``, (K, H, W); 0 where it has no data."""
+def map_probabilities(
+    session: Session, raster: Raster, limits: Limits | None = None
+) -> NDArray[np.float32]:
+    """What ``session`` says of every pixel of ``raster``, (K, H, W); 0 where it has no data.
+
+    None is data outside of ``limits``.
+    """
     spec = session.spec
     overlap = spec.tile // 2
     grid = TileGrid(raster.height, raster.width, spec.tile, overlap)
@@ -86,6 +92,8 @@ def map_probabilities(session: Session, raster: Raster) -> NDArray[np.float32]:
     total = np.zeros((len(spec.classes), raster.height, raster.width), np.float32)
     weighed = np.zeros((raster.height, raster.width), np.float32)
     stripes = (raster.read(window) for window in raster.stripes())
+    if limits is not None:
+        stripes = (limits.leave_out(stripe, raster) for stripe in stripes)
     for batch in stack_tiles(cut_tiles(stripes, grid.whole), raster, spec, size=_BATCH):
         found = whole_answers(session, batch)
         for tile, valid, place in batch.members:
@@ -99,12 +107,12 @@ def map_probabilities(session: Session, raster: Raster) -> NDArray[np.float32]:
     return np.divide(total, weighed, out=total, where=weighed > 0)
 
 
-def _ask(sessions: Sequence[Session], raster: Raster, bar: Any) -> NDArray[np.uint8]:
+def _ask(sessions: Sequence[Session], scene: LabelledScene, bar: Any) -> NDArray[np.uint8]:
     """The mean of what ``sessions`` say of every pixel, (K, H, W), 255 being certain."""
-    total = map_probabilities(sessions[0], raster)
+    total = map_probabilities(sessions[0], scene.raster, scene.limits)
     bar.update()
     for session in sessions[1:]:
-        total += map_probabilities(session, raster)
+        total += map_probabilities(session, scene.raster, scene.limits)
         bar.update()
     total *= 255 / len(sessions)
     # A softmax of lower precision may miss 0 and 1 by a hundredth.

@@ -108,7 +108,6 @@ def tune_recipe(
     """
     output = output or Path("runs") / recipe.name
     check_new_folder(output)
-    checkpoint = Checkpoint(output, recipe) if resume else None
     check_teachers(recipe)
     check_folder(recipe.data)
     torch.manual_seed(recipe.seed)
@@ -120,6 +119,7 @@ def tune_recipe(
     check_training(model, recipe)
     with open_scenes(recipe) as scenes:
         check_leaks(scenes)
+        checkpoint = Checkpoint(output, recipe, scenes, backbone.sha256) if resume else None
         statistics = recipe.data.statistics or compute_statistics(scenes, bands)
         check_scaling(recipe, statistics)
         targets = compute_targets(scenes, recipe.targets)

@@ -9,10 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import rasterio
+import torch
+from safetensors.torch import load_file, save_file
 
 from geodeploy.errors import ModelError, RecipeError
 from geodeploy.train import train
+from geodeploy.train.backbone import build_backbone
 from geodeploy.train.checkpoint import Checkpoint
+from geodeploy.train.recipe import load_recipe
+from geodeploy.train.run import load_run
 
 LONG = ("training.steps=24", "training.validate_every=2", "training.schedule=plateau")
 CHECKPOINT = ".run.resume.safetensors"
@@ -89,6 +95,58 @@ def test_whatever_a_method_keeps_between_steps_is_kept(
     assert report.metrics.steps == 8
     assert [check.step for check in report.metrics.history] == [2, 4, 6, 8]
     same_weights(tune(*overrides), tmp_path / "run")
+
+
+def change_image(folder: Path) -> None:
+    with rasterio.open(folder / "image.tif", "r+") as image:
+        image.write(image.read()[:, ::-1])
+
+
+def change_labels(folder: Path) -> None:
+    with rasterio.open(folder / "labels.tif", "r+") as labels:
+        labels.write(labels.read()[:, ::-1])
+
+
+def change_weights(folder: Path) -> None:
+    tensors = load_file(folder / "vit.safetensors")
+    tensors["pos_embed"] += 0.5
+    save_file(tensors, folder / "vit.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (change_image, "another state of the images"),
+        (change_labels, "another state of the labels"),
+        (change_weights, "another file of weights"),
+    ],
+)
+def test_a_training_whose_data_or_weights_have_changed_since_starts_afresh_and_says_so(
+    recipe_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    change: Callable[[Path], None],
+    told: str,
+) -> None:
+    folder, recipe = recipe_file.parent, load_recipe(recipe_file)
+    vit = build_backbone(recipe.model, recipe.data.bands).encoder
+    save_file(vit.state_dict(), folder / "vit.safetensors")
+    weights = f"model.weights={folder / 'vit.safetensors'}"
+    overrides = ("training.steps=4", "training.validate_every=2", weights)
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoint, "remove", lambda self: None)
+        train(recipe_file, tmp_path / "first", overrides=overrides, resume=True)
+    (tmp_path / ".first.resume.safetensors").rename(tmp_path / CHECKPOINT)
+    change(folder)
+    train(recipe_file, tmp_path / "run", overrides=overrides, resume=True)
+    assert f"{CHECKPOINT} was begun with {told}: starting afresh." in caplog.text
+    assert "Going on" not in caplog.text
+    train(recipe_file, tmp_path / "undisturbed", overrides=overrides)
+    same_weights(tmp_path / "undisturbed", tmp_path / "run")
+    # What the network normalises by is what the description says.
+    run = load_run(tmp_path / "run")
+    torch.testing.assert_close(run.model.mean.ravel(), torch.tensor([b.mean for b in run.spec.bands]))
 
 
 def test_a_checkpoint_of_another_recipe_or_a_broken_one_is_refused(

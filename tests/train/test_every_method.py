@@ -1,5 +1,6 @@
 """Every method of the recipe: what moves, and that a RUN of it reloads, merges and exports."""
 
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -52,6 +53,8 @@ VARIANTS = {
         for name in ("lora", "pissa", "ssb")
     },
 }
+DEEPER = ("vpt", "vpt-shallow", "vera", "unilora", "eva", "full")
+"""What differs from block to block, or goes from one to the next: trained in two blocks too."""
 ON_PATCHES = ["method.targets=['patch_embed.proj', 'attn.qkv']"]
 TAKES_PATCHES = [
     name for name, method in METHODS.items() if issubclass(method, Adapter) and method.takes_patches
@@ -63,19 +66,26 @@ STEPS = 3
 def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], Path]:
     """A tiny transformer for three bands and for six, in which nothing is 0 or 1 by accident."""
     folder = tmp_path_factory.mktemp("weights")
-    made = {}
-    for bands in (RGB, SIX):
-        options = {"embed_dim": 32, "depth": 1, "num_heads": 2, "patch_size": 8}
-        model = Model(
-            backbone="vit_tiny_patch16_224", options=options, weights="random", tile=32, overlap=8
-        )
-        torch.manual_seed(7)
-        vit = build_backbone(model, bands).encoder
-        for parameter in vit.parameters():
-            parameter.data.add_(0.1 * torch.randn_like(parameter))
-        made[bands] = folder / f"{len(bands)}.safetensors"
-        save_file(vit.state_dict(), made[bands])
-    return made
+    return {bands: make_weights(folder / f"{len(bands)}.safetensors", bands) for bands in (RGB, SIX)}
+
+
+@pytest.fixture(scope="session")
+def deeper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One of two blocks, for three bands."""
+    return make_weights(tmp_path_factory.mktemp("deeper") / "3.safetensors", RGB, depth=2)
+
+
+def make_weights(path: Path, bands: tuple[str, ...], *, depth: int = 1) -> Path:
+    options = {"embed_dim": 32, "depth": depth, "num_heads": 2, "patch_size": 8}
+    model = Model(
+        backbone="vit_tiny_patch16_224", options=options, weights="random", tile=32, overlap=8
+    )
+    torch.manual_seed(7)
+    vit = build_backbone(model, bands).encoder
+    for parameter in vit.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    save_file(vit.state_dict(), path)
+    return path
 
 
 def overrides(weights: Path, *more: str) -> list[str]:
@@ -142,17 +152,28 @@ def test_what_moves_is_what_is_declared_trainable_and_nothing_else(
 IN_A_RUN = [name for name in VARIANTS if not name.startswith("vit_adapter-")]
 
 
-@pytest.fixture(params=[*IN_A_RUN, *(f"{name} on patches" for name in TAKES_PATCHES)])
+@pytest.fixture(
+    params=[
+        *IN_A_RUN,
+        *(f"{name} on patches" for name in TAKES_PATCHES),
+        *(f"{name} on two blocks" for name in DEEPER),
+    ]
+)
 def tuned(
     request: pytest.FixtureRequest,
     recipe_file: Path,
     weights: dict[tuple[str, ...], Path],
+    deeper: Path,
     tmp_path: Path,
 ) -> tuple[str, Path]:
     """The name of a method, and a RUN of it."""
-    name, _, on_patches = request.param.partition(" on ")
-    more, bands = (ON_PATCHES, SIX) if on_patches else ([], RGB)
-    train(recipe_file, tmp_path / "run", overrides=overrides(weights[bands], *VARIANTS[name], *more))
+    name, _, where = request.param.partition(" on ")
+    start, more = {
+        "": (weights[RGB], []),
+        "patches": (weights[SIX], ON_PATCHES),
+        "two blocks": (deeper, ["model.options.depth=2"]),
+    }[where]
+    train(recipe_file, tmp_path / "run", overrides=overrides(start, *VARIANTS[name], *more))
     return name, tmp_path / "run"
 
 
@@ -214,6 +235,15 @@ def test_an_adapter_cut_out_of_the_weights_is_stored_as_one_beside_them(
     assert torch.equal(qkv, stored["blocks.0.attn.qkv.weight"])
 
 
+@pytest.mark.parametrize("method", ["pissa", "olora"])
+def test_an_adapter_may_hold_all_of_a_weight(
+    recipe_file: Path, weights: dict[tuple[str, ...], Path], tmp_path: Path, method: str
+) -> None:
+    more = [f"method.name={method}", "method.r=32"]
+    train(recipe_file, tmp_path / "run", overrides=overrides(weights[RGB], *more))
+    assert load_run(tmp_path / "run").model.backbone.peft_config["default"].r == 64
+
+
 def test_ranks_fall_to_the_budget_and_stay_there(
     recipe_file: Path, weights: dict[tuple[str, ...], Path], tmp_path: Path
 ) -> None:
@@ -223,6 +253,64 @@ def test_ranks_fall_to_the_budget_and_stay_there(
     kept = [value for name, value in adapter.items() if "lora_E" in name]
     assert len(kept) == 3
     assert sum(int(value.count_nonzero()) for value in kept) <= 3 * 2
+
+
+@pytest.mark.parametrize(
+    ("steps", "warm", "settled"), [(2, 0.1, 0.3), (3, 0.0, 0.9), (2, 0.5, 0.4), (7, 0.6, 0.39)]
+)
+def test_ranks_fall_to_the_budget_in_few_steps_too(
+    recipe_file: Path,
+    weights: dict[tuple[str, ...], Path],
+    tmp_path: Path,
+    steps: int,
+    warm: float,
+    settled: float,
+) -> None:
+    more = ["method.name=adalora", "method.init_r=6", "method.target_r=2", f"training.steps={steps}"]
+    more += [f"method.warm={warm}", f"method.settled={settled}"]
+    train(recipe_file, tmp_path / "run", overrides=overrides(weights[RGB], *more))
+    adapter = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    kept = [value for name, value in adapter.items() if "lora_E" in name]
+    assert sum(int(value.count_nonzero()) for value in kept) <= 3 * 2
+
+
+def test_one_step_is_too_few_for_ranks_to_fall(recipe_file: Path, tmp_path: Path) -> None:
+    more = ["method={name='adalora', init_r=6, target_r=2}", "training.steps=1"]
+    with pytest.raises(RecipeError, match="found 1, take 2 or more"):
+        train(recipe_file, tmp_path / "run", overrides=more)
+
+
+@pytest.mark.parametrize(("tile", "batch"), [(8, 1), (16, 2)])
+def test_the_directions_of_a_few_tokens_a_batch_are_found_in_several_batches(
+    recipe_file: Path,
+    weights: dict[tuple[str, ...], Path],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    tile: int,
+    batch: int,
+) -> None:
+    # One or four patches a tile and a class token, and two times 16 directions to be found.
+    more = ["method.name=eva", "method.r=8", f"model.tile={tile}", "model.overlap=0"]
+    more += [f"training.batch={batch}"]
+    train(recipe_file, tmp_path / "run", overrides=overrides(weights[RGB], *more))
+    assert "skipping SVD" not in capfd.readouterr().out
+    adapter = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    ranks = [len(value) for name, value in adapter.items() if "lora_A" in name]
+    assert sum(ranks) == 3 * 8
+    assert max(ranks) <= 16
+
+
+def test_directions_that_do_not_settle_are_an_error_and_no_endless_wait(
+    recipe_file: Path, weights: dict[tuple[str, ...], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(import_module("geodeploy.train.adapters"), "_EVA_PASSES", 1)
+    recipe = load_recipe(recipe_file, overrides(weights[RGB], "method.name=eva", "method.r=4"))
+    backbone = build_backbone(recipe.model, recipe.data.bands)
+    model = assemble(recipe, backbone, mean=[0.2] * 6, std=[0.1] * 6)
+    torch.manual_seed(0)
+    noise = iter(lambda: torch.rand(2, 6, 32, 32), None)
+    with pytest.raises(RecipeError, match="have not settled after 1 readings of 8 batches; take"):
+        initialise(model, noise, recipe.method)
 
 
 def test_layer_decay_is_that_of_timm(recipe_file: Path) -> None:
@@ -254,6 +342,17 @@ def test_layer_decay_is_that_of_timm(recipe_file: Path) -> None:
         (["method.name=oft", *ON_PATCHES], "no linear layer patch_embed.proj"),
         (["method.name=lora", *ON_PATCHES], "patch_embed.proj is trained whole"),
         (["method.name=ia3", "method.feedforward=['fc']"], "no linear layer fc"),
+        *(
+            ([f"method.name={name}", "method.r=33"], "method.r: found 33, and the layer blocks.0.")
+            for name in ("lora", "dora", "pissa", "olora", "ssl")
+        ),
+        (["method={name='lora', r=100000, targets=['attn.q', 'mlp.fc1']}"], "attn.qkv.q is 32 wide"),
+        (
+            ["method={name='eva', r=16}"],
+            "16 directions and needs 2 inputs for each, 64; the layer blocks",
+        ),
+        (["method={name='adalora', init_r=40}"], "method.init_r: found 40, and the layer blocks.0."),
+        (["method={name='vit_adapter', lora_r=64}"], "method.lora_r: found 64, and the layer blocks"),
     ],
 )
 def test_options_that_do_not_fit_the_network_are_an_error_in_one_line(

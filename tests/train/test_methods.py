@@ -1,10 +1,13 @@
+from copy import deepcopy
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from geodeploy.errors import RecipeError
+from geodeploy.train import train
 from geodeploy.train.backbone import build_backbone, decoded_blocks
 from geodeploy.train.model import TunedModel, assemble
 from geodeploy.train.recipe import Recipe, load_recipe
@@ -52,8 +55,6 @@ def test_a_patch_embedding_that_the_weights_know_is_not_trained(
     recipe_file: Path, tmp_path: Path
 ) -> None:
     # Weights for just these bands, as a RUN of method full leaves them.
-    from safetensors.torch import save_file
-
     recipe = load_recipe(recipe_file)
     save_file(
         build_backbone(recipe.model, recipe.data.bands).encoder.state_dict(),
@@ -82,9 +83,55 @@ def test_a_target_that_the_blocks_lack_is_an_error_that_lists_what_they_have(
         network(recipe)
 
 
-def test_an_unknown_backbone_is_an_error_that_names_near_ones(recipe_file: Path) -> None:
-    recipe = load_recipe(recipe_file, ["model.backbone=vit_small_patch14_dino"])
-    with pytest.raises(RecipeError, match="vit_small_patch14_dinov2"):
+@pytest.mark.parametrize("deep", [True, False])
+def test_prompts_stand_before_the_patches_of_every_block_new_ones_if_deep(
+    recipe_file: Path, deep: bool
+) -> None:
+    recipe = load_recipe(
+        recipe_file,
+        [f"method={{name='vpt', tokens=3, deep={str(deep).lower()}}}", "model.options.depth=3"],
+    )
+    backbone = build_backbone(recipe.model, recipe.data.bands)
+    plain = deepcopy(backbone.encoder).eval()
+    model = assemble(recipe, backbone, mean=[0.2] * BANDS, std=[0.1] * BANDS).eval()
+    pixels = torch.rand(2, BANDS, 32, 32)
+    with torch.inference_mode():
+        tokens = plain.norm_pre(plain._pos_embed(plain.patch_embed(pixels)))
+        needed = []
+        for number, block in enumerate(plain.blocks):
+            if deep or number == 0:
+                prompts = model.backbone.blocks[number].prompts.expand(2, -1, -1)
+                patches = tokens[:, -16:]
+                tokens = torch.cat([tokens[:, :1], prompts, patches], dim=1)
+            tokens = block(tokens)
+            needed.append(plain.norm(tokens[:, -16:]).transpose(1, 2).unflatten(2, (4, 4)))
+        found = model.backbone.forward_intermediates(
+            pixels, indices=[0, 1, 2], norm=True, intermediates_only=True
+        )
+    assert model.backbone.blocks[0].prompts.std() > 0.01
+    for one, other in zip(found, needed, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("vit_small_patch14_dino", "vit_small_patch14_dinov2"),
+        ("prithvi_eo_v2_30", "prithvi_eo_v2_300"),
+        ("clay_v1", "clay_v1_base, clay_v1_5_large"),
+        ("galileo", "galileo_nano, galileo_tiny, galileo_base"),
+        ("dofa", "dofa_small, dofa_base"),
+        ("satmae", "satmae_base, satmae_large"),
+        ("ssl4eo_resnet50", "ssl4eo_resnet50_s2"),
+        ("scale_mae_large", "scalemae_large"),
+        ("quite_another", "none"),
+    ],
+)
+def test_an_unknown_backbone_is_an_error_that_names_near_ones(
+    recipe_file: Path, name: str, near: str
+) -> None:
+    recipe = load_recipe(recipe_file, [f"model.backbone={name}"])
+    with pytest.raises(RecipeError, match=f"there is no {name}, .* Near: {near}[,;]"):
         network(recipe)
 
 
@@ -134,3 +181,28 @@ def test_normalisation_is_inside_and_survives_any_finite_pixel(recipe_file: Path
 def test_four_blocks_are_decoded_spread_evenly_or_all_there_are(depth: int, blocks: list[int]) -> None:
     assert decoded_blocks(depth) == tuple(blocks)
     assert all(before < after for before, after in pairwise(blocks))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        ((), False),
+        (("method.name=full",), False),
+        (("method={name='loha', r=64}",), True),
+        (("method={name='vpt', tokens=700}",), True),
+    ],
+)
+def test_training_more_beside_a_backbone_than_it_has_is_told(
+    recipe_file: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    overrides: tuple[str, ...],
+    told: bool,
+) -> None:
+    # Weights that know the bands: a patch embedding that is made up would count too.
+    recipe = load_recipe(recipe_file)
+    weights = build_backbone(recipe.model, recipe.data.bands).encoder.state_dict()
+    save_file(weights, tmp_path / "vit.safetensors")
+    known = f"model.weights={tmp_path / 'vit.safetensors'}"
+    train(recipe_file, tmp_path / "run", overrides=[known, "training.steps=1", *overrides])
+    assert ("more than method.name = full would" in caplog.text) == told

@@ -93,6 +93,16 @@ def test_a_mistyped_key_is_an_error_that_names_the_nearest(
         ("method.name=lily", "method: lily is left out: peft cannot merge it"),
         ("method.r=0", "method.r must be greater than 0, found 0"),
         (
+            "method={name='adalora', init_r=8}",
+            "method: init_r = 8 leaves no rank to give up on the way to target_r = 16; take a larger",
+        ),
+        ("method={name='adalora', target_r=24}", "method: init_r = 24 leaves no rank to give up on"),
+        (
+            "method={name='adalora', warm=0.6, settled=0.5}",
+            "method: warm = 0.6 and settled = 0.5, shares of the steps, leave none in which ranks fall",
+        ),
+        ("method={name='adalora', warm=0.7, settled=0.3}", "method: warm = 0.7 and settled = 0.3"),
+        (
             "model.decoder=fpn",
             "model.decoder must be 'unet', 'linear', 'fcn', 'upernet', 'dpt' or 'terratorch', "
             'found "fpn"',

@@ -50,7 +50,7 @@ def two_scenes(recipe_file: Path, tmp_path: Path, make_raster: Make) -> tuple[li
         image = make_raster(tmp_path / f"{name}.tif", pixels, blockysize=16)
         labels = make_raster(tmp_path / f"{name}_labels.tif", np.ones((1, height, width), np.uint8))
         tables.append(f"{{image='{image}', labels='{labels}', split='train'}}")
-    return [f"data.scene=[{', '.join(tables)}]", "data.valid_range=[-1e4, 1e4]"], np.concatenate(
+    return [f"data.scene=[{', '.join(tables)}]", "data.valid_range=[-1e31, 1e31]"], np.concatenate(
         parts, axis=1
     )
 

@@ -427,7 +427,7 @@ def test_a_mistake_in_the_student_is_found_before_a_teacher_maps_a_scene(
     recipe_file: Path, tmp_path: Path, rule: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "geodeploy")
-    with pytest.raises(RecipeError, match="lora needs a vision transformer"):
+    with pytest.raises(RecipeError, match="lora needs a plain vision transformer"):
         distil(recipe_file, tmp_path / "run", teachers=[rule], overrides=[*LIGHT, "method.name=lora"])
     assert "mapped" not in caplog.text
 

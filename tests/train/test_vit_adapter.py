@@ -153,7 +153,10 @@ def test_a_transformer_that_is_tuned_too_reloads_and_merges_as_it_was_trained(
         (("model.decoder=linear",), "model.decoder: linear does not join .*; take unet, upernet, dpt"),
         ((), "model.decoder_channels: ViT-Adapter has 4 levels, .* found 4"),
         (("model.backbone=light", "model.options={channels=[4, 4]}"), "take full or linear"),
-        (("model.backbone=resnet18", "model.options={}"), "take full or linear for a convolutional"),
+        (
+            ("model.backbone=resnet18", "model.options={}"),
+            "this network is a ResNet; take full or linear",
+        ),
         (
             ("model.backbone=eva02_tiny_patch14_224", "model.options={depth=1}", "model.tile=28"),
             "take lora or full for one of rotary",

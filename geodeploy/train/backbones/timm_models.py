@@ -1,6 +1,5 @@
 """timm's networks by name, whose weights are for red, green and blue."""
 
-import difflib
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -29,10 +28,8 @@ def create(wanted: Wanted, name: str | None = None) -> nn.Module:
     model = wanted.model
     name = name or model.backbone
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), 3)
         raise RecipeError(
-            f"model.backbone: timm {timm.__version__} has no {name}. "
-            f"Near: {', '.join(near) or 'none'}; {LIGHT} is a light convolutional pyramid."
+            f"model.backbone: timm {timm.__version__} has no {name}. pip install --upgrade timm."
         )
     options = model.options.of_timm()
     if is_model_in_modules(name, _OF_ONE_TILE):
