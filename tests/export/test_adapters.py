@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from geodeploy import Model
 from geodeploy.errors import GeodeployError, ModelError, OutputError, ParityError, RecipeError
 from geodeploy.evaluate import evaluate
-from geodeploy.export import bisect, export, export_adapters, verify
+from geodeploy.export import export, export_adapters, verify
 from geodeploy.export.adapters import low_rank
 from geodeploy.export.merge import merge
 from geodeploy.inspect import inspect
@@ -344,19 +344,3 @@ def test_an_adapter_is_scored_as_its_run_is(
     options = PredictOptions(adapter=adapter_of(folder, run))
     found = evaluate(folder / "base.onnx", image, labels, options=options)
     assert found.miou == pytest.approx(evaluate(run, image, labels).miou, abs=1e-3)
-
-
-# Bisection ---------------------------------------------------------------------------------------
-
-
-def test_bisect_tells_of_an_accepted_model_what_is_furthest_off(tune: Tune, tmp_path: Path) -> None:
-    export(tune(), tmp_path / "model.onnx")
-    for found in bisect(tune(), tmp_path / "model.onnx"):
-        assert found.first_drift is None
-        assert found.largest
-        assert found.compared > 20
-        assert f"none of {found.compared} values drifts by more than 0.0001" in str(found)
-    strict = bisect(tune(), tmp_path / "model.onnx", tolerance=0.0)
-    assert all(found.first_drift for found in strict)
-    with pytest.raises(ModelError, match="looked at in ONNX files"):
-        bisect(tune(), tmp_path / "model.pt2")

@@ -16,10 +16,10 @@ from peft import PeftModel
 
 from geodeploy.errors import OutputError, ParityError
 from geodeploy.export import export, verify
-from geodeploy.export.drift import Reference, first_drift, reference_values
+from geodeploy.export.drift import Drift, Reference, bisect, reference_of
 from geodeploy.export.merge import merge
 from geodeploy.runtime import open_session
-from geodeploy.runtime.graph import read_onnx
+from geodeploy.runtime.graph import OnnxFile, read_onnx
 from geodeploy.spec import METADATA_KEY, ModelSpec
 from geodeploy.train.model import TunedModel
 from geodeploy.train.run import load_run
@@ -251,7 +251,7 @@ def judge(exported: tuple[Path, Path]) -> tuple[Reference, NDArray[np.float32]]:
     """What PyTorch computes of two real tiles, layer by layer, and the tiles."""
     tuned = load_run(exported[0])
     tiles = tuned.tiles.pixels[:2]
-    return reference_values(merge(tuned.model), tuned.spec, tiles), tiles
+    return reference_of(merge(tuned.model), tuned.spec)(tiles), tiles
 
 
 def lying(place: int) -> Callable[[onnx.ModelProto], None]:
@@ -272,6 +272,12 @@ def a_little_more(graph: onnx.ModelProto) -> None:
     """The last convolution's weights are a thousandth too large: no class moves."""
     node = graph.graph.node[-1]
     _replace(graph, node.input[1], _initialisers(graph)[node.input[1]] * np.float32(1.001))
+
+
+def first_drift(
+    judge: tuple[Reference, NDArray[np.float32]], file: OnnxFile, runtime: str = "onnxruntime"
+) -> Drift | None:
+    return bisect(judge[0], file, judge[1], runtime=runtime, tolerance=1e-4).first_drift
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
@@ -295,16 +301,16 @@ def test_the_first_layer_that_drifts_is_named(
 ) -> None:
     pytest.importorskip(runtime, reason=f"needs {runtime}: pip install 'geodeploy-eo[cpu]'")
     sound = read_onnx(exported[1])
-    assert first_drift(judge[0], sound, judge[1], runtime=runtime, tolerance=1e-4) is None
+    assert first_drift(judge, sound, runtime) is None
     graph = onnx.load(exported[1])
     plant(graph)
     faulty = replace(sound, content=graph.SerializeToString())
-    found = first_drift(judge[0], faulty, judge[1], runtime=runtime, tolerance=1e-4)
+    found = first_drift(judge, faulty, runtime)
     assert found is not None
     assert found.module.startswith(module), found
     assert value in (None, found.value)
-    assert found.relative_diff is not None
-    assert found.relative_diff > 1e-4
+    assert found.relative_rms is not None
+    assert found.relative_rms > 1e-4
 
 
 def test_a_number_that_is_none_is_named_too(
@@ -313,9 +319,9 @@ def test_a_number_that_is_none_is_named_too(
     graph = onnx.load(exported[1])
     not_a_number(graph)
     faulty = replace(read_onnx(exported[1]), content=graph.SerializeToString())
-    found = first_drift(judge[0], faulty, judge[1], tolerance=1e-4)
+    found = first_drift(judge, faulty)
     assert found is not None
-    assert found.relative_diff is None
+    assert found.relative_rms is None
     assert "NaN" in str(found)
 
 
