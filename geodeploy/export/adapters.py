@@ -32,6 +32,7 @@ from geodeploy.export.merge import merge
 from geodeploy.export.onnx import parity_path, strip
 from geodeploy.export.parity import ParityReport, check_is_alike, compare, logits_of, told, tolerance
 from geodeploy.export.program import to_onnx
+from geodeploy.export.threads import one_thread
 from geodeploy.item import item_path
 from geodeploy.runtime.adapter import DECODER, DESCRIPTION, SUFFIX, Adapter, Base, write_adapter
 from geodeploy.spec import BASE_KEY, Backbone, BaseSpec, ModelSpec, Parity
@@ -51,6 +52,7 @@ _LEAST = 1e-11
 Tensors = dict[str, Tensor]
 
 
+@one_thread()
 def export_runs(runs: Sequence[Path], folder: Path, *, overwrite: bool) -> list[ParityReport]:
     """See `geodeploy.export.export_adapters`."""
     started = time.monotonic()
@@ -72,7 +74,7 @@ def export_runs(runs: Sequence[Path], folder: Path, *, overwrite: bool) -> list[
         log.info("Writing the base ...")
         write_base(first, start, usual, drafts / BASE)
         _check_same_base(drafts / BASE, folder / BASE, overwrite=overwrite)
-        base = Base(drafts / BASE, device="cpu", threads=None)
+        base = Base(drafts / BASE, device="cpu", threads=1)
         reports = [
             _write_proved(task, usual, base, drafts / place.name, place)
             for task, place in zip(tasks, places, strict=True)
@@ -95,7 +97,7 @@ def export_runs(runs: Sequence[Path], folder: Path, *, overwrite: bool) -> list[
 
 def verify_adapter(run: Path, base: Path, adapter: Path) -> ParityReport:
     """See `geodeploy.export.verify`."""
-    report = _report_on(load_run(run), Base(base, device="cpu", threads=None), adapter)
+    report = _report_on(load_run(run), Base(base, device="cpu", threads=1), adapter)
     if report.problem:
         raise ParityError(f"{base} with {adapter} is not the model of {run}: {report.problem}.")
     return report

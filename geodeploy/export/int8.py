@@ -23,6 +23,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from geodeploy.export.half import last_layers
 from geodeploy.export.smooth import norms_of, smooth
 from geodeploy.export.steps import Range, steps_of, weights_in_int8
+from geodeploy.export.threads import tiles_at_once, workers
 from geodeploy.export.values import values_of
 from geodeploy.runtime.graph import to_graph
 from geodeploy.spec import ModelSpec
@@ -240,7 +241,8 @@ def _drift(exact: NDArray[np.float32], found: NDArray[np.float32]) -> float:
 def _outputs(model: onnx.ModelProto, tiles: Tiles) -> NDArray[np.float32]:
     compute = values_of(model, ())
     (output,) = model.graph.output
-    return np.concatenate([compute(tile)[output.name] for tile in tiles])
+    with workers(tiles_at_once()) as pool:
+        return np.concatenate([found[output.name] for found in pool.map(compute, tiles)])
 
 
 def _fewest(most: int, good: Callable[[int], bool]) -> int:

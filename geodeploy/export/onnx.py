@@ -24,6 +24,7 @@ from geodeploy.export.options import ExportOptions
 from geodeploy.export.parity import AIM, ParityReport, PutBack, Quantisation, compare, judging
 from geodeploy.export.program import onnx_program, trace, write_program
 from geodeploy.export.proof import as_told, prove, reference_text
+from geodeploy.export.threads import one_thread
 from geodeploy.export.worst import draw_worst
 from geodeploy.item import item_path
 from geodeploy.runtime import hold
@@ -44,6 +45,7 @@ _FILES = {
 }
 
 
+@one_thread()
 def export_run(run: Path, output: Path, *, overwrite: bool, options: ExportOptions) -> ParityReport:
     """See `geodeploy.export.export`."""
     started = time.monotonic()

@@ -61,6 +61,7 @@ def _in_onnxruntime(model: onnx.ModelProto) -> _Run:
     ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = 1  # ranges and reports must not depend on the number of cores
     session = ort.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
@@ -73,7 +74,8 @@ def _in_openvino(model: onnx.ModelProto, *, bf16: bool = False) -> _Run:
         path = Path(folder) / "model.onnx"
         onnx.save(model, path)
         graph = read_graph(path)
-        compiled = import_openvino().Core().compile_model(graph, "CPU", arithmetic(bf16=bf16))
+        settings = {**arithmetic(bf16=bf16), "INFERENCE_NUM_THREADS": 1}
+        compiled = import_openvino().Core().compile_model(graph, "CPU", settings)
 
     def compute(feed: Mapping[str, NDArray[np.float32]]) -> Arrays:
         found = compiled(dict(feed))

@@ -70,5 +70,5 @@ def _draw_quantity(
 def _outputs(model: Path, tile: NDArray[np.float32]) -> NDArray[np.float32]:
     if model.suffix == ".pt2":
         return logits_of(read_program(model)[0], tile)
-    with closing(OnnxSession(as_on_gpu(read_onnx(model)), device="cpu", threads=None)) as session:
+    with closing(OnnxSession(as_on_gpu(read_onnx(model)), device="cpu", threads=1)) as session:
         return logits_of(session, tile)

@@ -1,6 +1,7 @@
 """The exported model against PyTorch, and faults planted on the way that must not get through."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +19,10 @@ from geodeploy.errors import OutputError, ParityError
 from geodeploy.export import export, verify
 from geodeploy.export.drift import Drift, Reference, bisect, reference_of
 from geodeploy.export.merge import merge
+from geodeploy.export.options import ExportOptions
 from geodeploy.runtime import open_session
 from geodeploy.runtime.graph import OnnxFile, read_onnx
-from geodeploy.spec import METADATA_KEY, ModelSpec
+from geodeploy.spec import METADATA_KEY, ModelSpec, Precision
 from geodeploy.train.model import TunedModel
 from geodeploy.train.run import load_run
 
@@ -119,6 +121,26 @@ def test_the_same_run_exports_to_the_same_bytes(exported: tuple[Path, Path], tmp
     assert (tmp_path / "again.onnx").read_bytes() == model.read_bytes()
     item, again = model.with_suffix(".stac.json"), tmp_path / "again.stac.json"
     assert again.read_text().replace("again", "model") == item.read_text()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_on_one_core_it_exports_to_the_same_bytes_as_on_two(
+    tune: Tune, tmp_path: Path, precision: Precision
+) -> None:
+    if not hasattr(os, "sched_setaffinity") or len(cores := os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs two cores, and a system that takes one away")
+    run, threads, made = tune(), torch.get_num_threads(), []
+    try:
+        for number in (1, 2):
+            os.sched_setaffinity(0, set(sorted(cores)[:number]))
+            torch.set_num_threads(number)
+            model = tmp_path / f"{number}.onnx"
+            export(run, model, options=ExportOptions(precision=precision))
+            made.append((model.read_bytes(), model.with_suffix(".parity.json").read_text()))
+    finally:
+        os.sched_setaffinity(0, cores)
+        torch.set_num_threads(threads)
+    assert made[0] == made[1]
 
 
 def test_an_existing_model_is_kept_unless_told_otherwise(exported: tuple[Path, Path]) -> None:
