@@ -15,6 +15,7 @@ import rasterio
 import timm
 import torch
 from numpy.typing import NDArray
+from onnx import numpy_helper
 from safetensors.torch import save_file
 
 from geodeploy import Model
@@ -128,6 +129,25 @@ def test_the_products_matter_so_that_the_comparison_can_fail(
     write_adapter(tmp_path / "more.onnx_adapter", Adapter(adapter.spec, more, adapter.decoder))
     with pytest.raises(ParityError, match="is not the model of"):
         verify(run, folder / "base.onnx", adapter=tmp_path / "more.onnx_adapter")
+
+
+def test_an_adapter_is_held_to_a_tenth_of_what_other_exports_may_differ_by(
+    exported: tuple[Path, list[Path]], tmp_path: Path
+) -> None:
+    folder, (run, _) = exported
+    adapter = read_adapter(adapter_of(folder, run))
+    decoder = onnx.load_from_string(adapter.decoder)
+    weights = {item.name: item for item in decoder.graph.initializer}
+    (last,) = (node for node in decoder.graph.node if "logits" in node.output)
+    for name in last.input[1:]:
+        more = numpy_helper.to_array(weights[name]) * np.float32(1 + 3e-5)
+        weights[name].CopyFrom(numpy_helper.from_array(more, name))
+    faulty = Adapter(adapter.spec, adapter.tensors, decoder.SerializeToString())
+    write_adapter(tmp_path / "more.onnx_adapter", faulty)
+    with pytest.raises(ParityError, match="at most 1e-05 may be"):
+        verify(run, folder / "base.onnx", adapter=tmp_path / "more.onnx_adapter")
+    report = verify(run, folder / "base.onnx", adapter=adapter_of(folder, run))
+    assert report.tolerances["relative_diff"] == 1e-5
 
 
 def test_onnx_runtime_alone_puts_base_and_adapter_together(

@@ -63,6 +63,16 @@ def negated(tensor: TensorProto) -> None:
         tensor.CopyFrom(numpy_helper.from_array(-values, tensor.name))
 
 
+def test_every_node_is_needed_and_none_only_hands_on(exported: tuple[Path, Path]) -> None:
+    graph = onnx.load(exported[1]).graph
+    needed = {output.name for output in graph.output}
+    for node in reversed(graph.node):  # each before those that it needs
+        assert needed.intersection(node.output), node.name
+        assert node.op_type not in ("Identity", "Dropout"), node.name
+        needed.update(node.input)
+    assert not [item.name for item in graph.initializer if item.name not in needed]
+
+
 @pytest.mark.usefixtures("loaded_peaked")
 def test_a_released_model_has_no_layer_to_blame(exported: tuple[Path, Path]) -> None:
     for found in bisect(*exported):
