@@ -11,6 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from matplotlib.image import imread
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from peft import PeftModel
@@ -20,6 +21,7 @@ from geodeploy.export import export, verify
 from geodeploy.export.drift import Drift, Reference, bisect, reference_of
 from geodeploy.export.merge import merge
 from geodeploy.export.options import ExportOptions
+from geodeploy.export.worst import draw_worst
 from geodeploy.runtime import open_session
 from geodeploy.runtime.graph import OnnxFile, read_onnx
 from geodeploy.spec import METADATA_KEY, ModelSpec, Precision
@@ -174,6 +176,34 @@ def test_openvino_is_proved_too_and_the_model_says_so(exported: tuple[Path, Path
     assert other["runtime"].startswith("openvino ")
     assert other["problem"] is None
     assert other["exported"]["max_abs_diff"] == pytest.approx(np.abs(found - judge).max(), abs=1e-6)
+
+
+def test_where_openvino_alone_fails_the_picture_is_of_its_worst_tile(
+    exported: tuple[Path, Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("openvino", reason="needs openvino: pip install 'geodeploy-eo[cpu]'")
+    run, model = exported
+    tuned, report = load_run(run), verify(run, model)
+    (other,) = report.other_runtimes
+    assert other.exported
+    worst = (report.exported.worst_tile + 1) % report.exported.tiles
+    far = other.exported.model_copy(update={"worst_tile": worst})
+    failed = other.model_copy(update={"problem": "too far off", "exported": far})
+    told = report.model_copy(update={"other_runtimes": (failed,)})
+    draw_worst(tmp_path / "sound.png", tuned, model, report)
+    draw_worst(tmp_path / "failed.png", tuned, model, told)
+    # Two pictures in one: true colour is of another tile, and so are the classes beside it.
+    sound, other_tile = (imread(tmp_path / name) for name in ("sound.png", "failed.png"))
+    assert np.abs(sound - other_tile)[20:, : sound.shape[1] // 4].mean() > 0.01
+
+
+def test_the_printed_report_has_all_that_parity_is_judged_by(exported: tuple[Path, Path]) -> None:
+    report = verify(*exported)
+    text = str(report)
+    assert f"cosine {report.exported.cosine:.6f}" in text
+    assert report.exported.iou_change
+    points = [f"{name} {100 * by:+.2f}" for name, by in report.exported.iou_change.items()]
+    assert f"(points of IoU: {', '.join(points)})" in text
 
 
 def test_a_model_that_openvino_cannot_run_is_released_without_it(
@@ -368,6 +398,11 @@ def test_a_fault_in_the_export_itself_releases_nothing(
     refused = json.loads((tmp_path / "model.refused.json").read_text())
     assert refused["released"] is False
     assert refused["first_drift"]["module"] == "backbone.patch_embed.proj"
+    # A refusal that outlived its cure would be taken to be of the model beside it.
+    monkeypatch.setattr(export_module, "write_onnx", write)
+    export(tune(), tmp_path / "model.onnx")
+    names = {item.name for item in tmp_path.iterdir()}
+    assert names == {"model.onnx", "model.parity.json", "model.stac.json"}
 
 
 def test_a_merge_gone_wrong_is_refused(
