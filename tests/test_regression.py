@@ -186,10 +186,12 @@ def test_scores_on_another_grid_take_the_nearest_label_and_the_tags_of_the_file(
 def test_the_exported_model_gives_what_pytorch_gives_in_the_unit(run: Path, exported: Path) -> None:
     report = json.loads(exported.with_suffix(".parity.json").read_text())
     tuned = load_run(run)
+    # Tile by tile, as the report has it: in a batch the sums are rounded in another way.
+    tiles = np.split(tuned.tiles.pixels, len(tuned.tiles.pixels))
     with torch.inference_mode():
-        expected = tuned.model(torch.from_numpy(tuned.tiles.pixels)).numpy()
+        expected = np.concatenate([tuned.model(torch.from_numpy(tile)).numpy() for tile in tiles])
     session = onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"])
-    (found,) = session.run(["values"], {"pixels": tuned.tiles.pixels})
+    found = np.concatenate([session.run(["values"], {"pixels": tile})[0] for tile in tiles])
     spreads = np.reshape([target.std for target in tuned.spec.targets], (2, 1, 1))
     apart = np.abs(found - expected) / spreads
     assert report["exported"]["spread_diff"] == pytest.approx(apart.max(), rel=0.1)

@@ -1,7 +1,7 @@
 """`geodeploy export`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -33,28 +33,24 @@ def export(
         bool, typer.Option("--overwrite", help="Replace a model that exists.")
     ] = False,
     to: Annotated[
-        str | None,
+        Literal["onnx", "tensorrt", "triton", "torch-export"] | None,
         typer.Option(
             "--to",
-            metavar="FORM",
             help="onnx, tensorrt (the same, and an engine for this GPU in the cache), triton (a folder "
             "for its model repository) or torch-export (.pt2). [default: onnx]",
         ),
     ] = None,
     precision: Annotated[
-        str | None,
+        Literal["fp32", "fp16", "bf16", "int8", "int8-tensorrt"] | None,
         typer.Option(
             "--precision",
-            metavar="NAME",
             help="fp32, for GPUs fp16, bf16 or int8-tensorrt, or for CPUs int8 and, where the "
             "processor has it, bf16; input and output stay float32. [default: fp32]",
         ),
     ] = None,
     profile: Annotated[
-        str | None,
-        typer.Option(
-            "--profile", metavar="NAME", help="deepness: runs in QGIS (Deepness) and in GeoDeep."
-        ),
+        Literal["deepness"] | None,
+        typer.Option("--profile", help="deepness: runs in QGIS (Deepness) and in GeoDeep."),
     ] = None,
     limits: Annotated[
         tuple[float, float] | None,

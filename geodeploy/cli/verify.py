@@ -23,7 +23,8 @@ def verify(
         float | None,
         typer.Option(
             metavar="SHARE",
-            help="With --bisect, of a value's largest number. [default: that of the release]",
+            help="With --bisect, what a value may be off by itself, of its root mean square. "
+            "[default: that of the release, where the outputs do not hold]",
         ),
     ] = None,
     picture: Annotated[
@@ -49,7 +50,7 @@ def verify(
             print_json(found)
         else:
             typer.echo("\n".join(map(str, found)))
-        if any(item.first_drift for item in found):
+        if any(item.first_drift or item.problem for item in found):
             raise typer.Exit(1)
         return
     report = run_verify(run, model, adapter=one_adapter(adapter), picture=picture)

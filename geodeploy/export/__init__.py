@@ -112,13 +112,17 @@ def bisect(run: Path | str, model: Path | str, *, tolerance: float | None = None
     """Find in each runtime the first value of an ONNX file that is not what the RUN computes.
 
     The file may be one that `verify` accepts or refuses; it is run on the tile in which it is furthest
-    off, with each layer's output looked at.
+    off. Each layer is fed with what the RUN has for its inputs, so that it answers for itself alone.
 
     Args:
         run: The RUN that the model was made of.
         model: An ONNX file that `geodeploy export` made; values are known by the names it gives.
-        tolerance: Of a value's largest difference over the reference's largest number; None for that of
-            the release.
+        tolerance: Of the root mean square of a value's difference over that of the RUN's value. None
+            for the relative difference of the release, and for no bound where the outputs hold.
+
+    Raises:
+        RecipeError: ``tolerance`` is no number from 0 up.
+        ModelError: ``model`` is no ONNX file.
     """
     _needs_the_extra()
     from geodeploy.export.proof import bisect_model

@@ -10,7 +10,6 @@ patch embedding, normalisation of the pixels, and what else one of the RUNs chan
 import logging
 import shutil
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -29,9 +28,11 @@ from torch.nn import functional
 from geodeploy.errors import OutputError, ParityError, RecipeError
 from geodeploy.export.item import BASE, write_model_item
 from geodeploy.export.merge import merge
-from geodeploy.export.onnx import parity_path, strip
+from geodeploy.export.onnx import forget_refusal, parity_path, refusal_path, strip
 from geodeploy.export.parity import ParityReport, check_is_alike, compare, logits_of, told, tolerance
 from geodeploy.export.program import to_onnx
+from geodeploy.export.progress import Steps
+from geodeploy.export.threads import one_thread
 from geodeploy.item import item_path
 from geodeploy.runtime.adapter import DECODER, DESCRIPTION, SUFFIX, Adapter, Base, write_adapter
 from geodeploy.spec import BASE_KEY, Backbone, BaseSpec, ModelSpec, Parity
@@ -47,14 +48,18 @@ _OF_A_TASK = ("mean", "std", f"{_BACKBONE}{PATCHES}.weight", f"{_BACKBONE}{PATCH
 """What every adapter brings: with other bands it is of another shape."""
 _LEAST = 1e-11
 """The share of the largest eigenvalue below which float64 makes one of nothing."""
+_SAME = 1e-5
+"""Of the largest output. The same sums in another order differ by less than a tenth of that."""
 
 Tensors = dict[str, Tensor]
 
 
+@one_thread()
 def export_runs(runs: Sequence[Path], folder: Path, *, overwrite: bool) -> list[ParityReport]:
     """See `geodeploy.export.export_adapters`."""
-    started = time.monotonic()
+    steps = Steps(log, 2 + len(runs))
     places = _places(runs, folder, overwrite=overwrite)
+    steps.begin(f"loading {', '.join(map(str, runs))}")
     first = load_run(runs[0])
     _check_shares(first)
     if not isinstance(start := load_start(first), VisionTransformer):
@@ -69,33 +74,35 @@ def export_runs(runs: Sequence[Path], folder: Path, *, overwrite: bool) -> list[
     usual = {name: start.state_dict()[name] for task in tasks for name in task.changed}
     drafts = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.absolute().parent))
     try:
-        log.info("Writing the base ...")
+        steps.begin("tracing the base")
         write_base(first, start, usual, drafts / BASE)
         _check_same_base(drafts / BASE, folder / BASE, overwrite=overwrite)
-        base = Base(drafts / BASE, device="cpu", threads=None)
-        reports = [
-            _write_proved(task, usual, base, drafts / place.name, place)
-            for task, place in zip(tasks, places, strict=True)
-        ]
+        base = Base(drafts / BASE, device="cpu", threads=1)
+        reports = []
+        for task, place in zip(tasks, places, strict=True):
+            tiles = len(task.run.tiles.pixels)
+            steps.begin(f"writing {place.name} and comparing it with its RUN on {tiles} real tiles")
+            reports.append(_write_proved(task, usual, base, drafts / place.name, place))
         folder.mkdir(exist_ok=True)
         (drafts / BASE).replace(folder / BASE)
         for place in places:
             for beside in (parity_path, item_path, Path):  # the adapter last: it makes them true
                 beside(drafts / place.name).replace(beside(place))
+            forget_refusal(place)
     finally:
         shutil.rmtree(drafts, ignore_errors=True)
     log.info(
         "Wrote %s: a base and its adapters, %d, in %.0f s.",
         folder,
         len(places),
-        time.monotonic() - started,
+        steps.seconds,
     )
     return reports
 
 
 def verify_adapter(run: Path, base: Path, adapter: Path) -> ParityReport:
     """See `geodeploy.export.verify`."""
-    report = _report_on(load_run(run), Base(base, device="cpu", threads=None), adapter)
+    report = _report_on(load_run(run), Base(base, device="cpu", threads=1), adapter)
     if report.problem:
         raise ParityError(f"{base} with {adapter} is not the model of {run}: {report.problem}.")
     return report
@@ -373,11 +380,10 @@ def _write_proved(
         _decoder_graph(run),
     )
     write_adapter(draft, adapter)
-    log.info("Comparing %s with its RUN on %d real tiles ...", place.name, len(run.tiles.pixels))
     report = _report_on(run, base, draft)
     parity_path(draft).write_text(report.to_json())
     if report.problem:
-        refusal = place.with_suffix(".refused.json")
+        refusal = refusal_path(place)
         refusal.parent.mkdir(exist_ok=True)
         parity_path(draft).replace(refusal)
         raise ParityError(
@@ -405,6 +411,11 @@ def _report_on(run: Run, base: Base, adapter: Path) -> ParityReport:
     )
     allowed = tolerance(session.spec)
     problem = allowed.problem(found)
+    if problem is None and not found.relative_diff <= _SAME:  # NaN too
+        problem = (
+            f"outputs differ by up to {found.max_abs_diff:.3g} ({found.relative_diff:.2g} of the "
+            f"largest, at most {_SAME:g} may be) in tile {found.worst_tile}"
+        )
     return ParityReport(
         model=run.spec.name,
         precision=session.precision,
@@ -415,7 +426,7 @@ def _report_on(run: Run, base: Base, adapter: Path) -> ParityReport:
         problem=problem,
         merged_max_abs_diff=None,
         exported=found,
-        tolerances=told(allowed),
+        tolerances=told(allowed) | {"relative_diff": _SAME},
     )
 
 

@@ -1,6 +1,11 @@
-"""Where an exported graph leaves the model that it was made of: the first of its values that drifts."""
+"""Where an exported graph leaves the model that it was made of: the first of its values that drifts.
 
-from collections.abc import Mapping
+A value is judged by what it is off by itself: computed from what PyTorch has for the values before it.
+Else a sound model of halves or int8, whose rounding adds up from layer to layer, could not be told
+from one with a fault, nor a layer with a fault from the one before, where the sum became too large.
+"""
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from geodeploy.export.program import onnx_program
-from geodeploy.export.values import Arrays, values_of
+from geodeploy.export.values import Arrays, values_apart, values_of
 from geodeploy.runtime.float32 import load
 from geodeploy.runtime.graph import OnnxFile, to_graph
 from geodeploy.spec import ModelSpec
@@ -28,19 +33,20 @@ class Drift(BaseModel):
     """Type and name of the node that gives it."""
     module: str
     """The part of the PyTorch model that it was made of: its name there, or the kind of the whole."""
-    relative_diff: float | None
-    """Its largest difference over the reference's largest number; None where it has none."""
+    relative_rms: float | None
+    """Root mean square of its difference over that of the reference, where the values before it are
+    those of the reference; None where it has none."""
 
     @property
     def size(self) -> float:
         """The same, infinite where there is none."""
-        return float("inf") if self.relative_diff is None else self.relative_diff
+        return float("inf") if self.relative_rms is None else self.relative_rms
 
     def __str__(self) -> str:
         far = (
             "of another shape, NaN or infinite"
-            if self.relative_diff is None
-            else f"by {self.relative_diff:.2g}"
+            if self.relative_rms is None
+            else f"by {self.relative_rms:.2g} of itself"
         )
         return (
             f"{self.value} ({self.node}), made of {self.module}, is the first value that drifts: {far}"
@@ -53,10 +59,12 @@ class Bisection(BaseModel):
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     runtime: str
-    tolerance: float
-    """Of a value's largest difference over the reference's largest number."""
+    tolerance: float | None
+    """Of a `Drift.relative_rms`; None where the outputs hold, so that there is no fault to find."""
     compared: int
     """Values that both have, by their names."""
+    problem: str | None = None
+    """Why the outputs do not hold; None if they do."""
     first_drift: Drift | None
     """None where all lie within the tolerance."""
     largest: Drift | None
@@ -67,10 +75,15 @@ class Bisection(BaseModel):
             return f"{self.runtime}: no value of the graph has a name that our exporter gives"
         if self.first_drift:
             return f"{self.runtime}: {self.first_drift} (more than {self.tolerance:g})"
+        found = (
+            f"the outputs hold; of {self.compared} values"
+            if self.tolerance is None
+            else f"none of {self.compared} values drifts by more than {self.tolerance:g} by itself;"
+        )
+        problem = f"{self.problem}, but " if self.problem else ""
         return (
-            f"{self.runtime}: none of {self.compared} values drifts by more than {self.tolerance:g}; "
-            f"{self.largest.value} ({self.largest.node}), made of {self.largest.module}, is furthest "
-            f"off, by {self.largest.size:.2g}"
+            f"{self.runtime}: {problem}{found} {self.largest.value} ({self.largest.node}), made of "
+            f"{self.largest.module}, is furthest off, by {self.largest.size:.2g} of itself"
         )
 
 
@@ -82,35 +95,26 @@ class Reference:
     modules: Mapping[str, str]
 
 
-def reference_values(model: nn.Module, spec: ModelSpec, pixels: NDArray[np.float32]) -> Reference:
-    """All that ``model`` computes of ``pixels`` (B, C, tile, tile), in the spec's units."""
+def reference_of(model: nn.Module, spec: ModelSpec) -> Callable[[NDArray[np.float32]], Reference]:
+    """What tells all that ``model`` computes of pixels (B, C, tile, tile), in the spec's units."""
     program = onnx_program(model, spec).exported_program
     assert program is not None
     (output,) = program.graph_signature.user_outputs
-    recorder = _Recorder(program.module())
-    with torch.inference_mode():
-        recorder.run(*map(torch.from_numpy, to_graph(pixels, spec, None)))
-    names = {name: spec.output if name == output else name for name in recorder.arrays}
-    return Reference(
-        arrays={names[name]: array for name, array in recorder.arrays.items()},
-        modules={names[node.name]: _module(node) for node in program.graph.nodes if node.name in names},
-    )
+    module = program.module()
 
+    def reference(pixels: NDArray[np.float32]) -> Reference:
+        recorder = _Recorder(module)
+        with torch.inference_mode():
+            recorder.run(*map(torch.from_numpy, to_graph(pixels, spec, None)))
+        names = {name: spec.output if name == output else name for name in recorder.arrays}
+        return Reference(
+            arrays={names[name]: array for name, array in recorder.arrays.items()},
+            modules={
+                names[node.name]: _module(node) for node in program.graph.nodes if node.name in names
+            },
+        )
 
-def first_drift(
-    reference: Reference,
-    file: OnnxFile,
-    pixels: NDArray[np.float32],
-    *,
-    runtime: str = "onnxruntime",
-    tolerance: float,
-) -> Drift | None:
-    """The first value of the graph in ``file`` that is further from ``reference`` than ``tolerance``.
-
-    Values are known by the names that our exporter gives; of a graph that has none of them, and of one
-    in which nothing drifts, there is nothing to tell.
-    """
-    return bisect(reference, file, pixels, runtime=runtime, tolerance=tolerance).first_drift
+    return reference
 
 
 def bisect(
@@ -119,9 +123,14 @@ def bisect(
     pixels: NDArray[np.float32],
     *,
     runtime: str = "onnxruntime",
-    tolerance: float,
+    tolerance: float | None,
+    problem: str | None = None,
 ) -> Bisection:
-    """How far the values of the graph in ``file`` are from ``reference``, in their order."""
+    """How far the values of the graph in ``file`` are from ``reference`` by themselves, in their order.
+
+    Values are known by the names that our exporter gives. The first that is off by more than
+    ``tolerance`` is told; nothing is with None. ``problem`` says what is wrong with the outputs.
+    """
     model = load(file)
     known = {
         name: node
@@ -130,21 +139,26 @@ def bisect(
         if name in reference.arrays
     }
     (feed,) = to_graph(pixels, file.spec, None)
+    expected = {name: reference.arrays[name] for name in known}
     found = values_of(model, known, runtime=runtime)(feed)
+    if all(found[name].shape == array.shape for name, array in expected.items()):
+        found = values_apart(model, expected, runtime=runtime)(feed)
     drifts = [
         Drift(
             value=name,
             node=f"{node.op_type} {node.name}".strip(),
             module=reference.modules[name],
-            relative_diff=_relative_diff(found[name], reference.arrays[name]),
+            relative_rms=_relative_rms(found[name], expected[name]),
         )
         for name, node in known.items()
     ]
+    too_far = (drift for drift in drifts if tolerance is not None and drift.size > tolerance)
     return Bisection(
         runtime=runtime,
         tolerance=tolerance,
         compared=len(drifts),
-        first_drift=next((drift for drift in drifts if drift.size > tolerance), None),
+        problem=problem,
+        first_drift=next(too_far, None),
         largest=max(drifts, key=lambda drift: drift.size, default=None),
     )
 
@@ -170,10 +184,12 @@ def _module(node: torch.fx.Node) -> str:
     return str(path) or str(kind).rpartition(".")[-1]
 
 
-def _relative_diff(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float | None:
+def _relative_rms(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float | None:
     if found.shape != expected.shape:
         return None
     if not found.size:
         return 0.0
-    difference = np.abs(found - expected).max() / max(float(np.abs(expected).max()), 1e-12)
-    return float(difference) if np.isfinite(difference) else None
+    with np.errstate(over="ignore", invalid="ignore"):  # told as None
+        apart = np.square(found.astype(np.float64) - expected).mean()
+    relative = np.sqrt(apart / max(np.square(expected.astype(np.float64)).mean(), 1e-24))
+    return float(relative) if np.isfinite(relative) else None

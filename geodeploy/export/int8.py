@@ -23,6 +23,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from geodeploy.export.half import last_layers
 from geodeploy.export.smooth import norms_of, smooth
 from geodeploy.export.steps import Range, steps_of, weights_in_int8
+from geodeploy.export.threads import tiles_at_once, workers
 from geodeploy.export.values import values_of
 from geodeploy.runtime.graph import to_graph
 from geodeploy.spec import ModelSpec
@@ -36,6 +37,8 @@ _PRODUCTS = {"Conv", "Gemm", "MatMul"}
 _TOKENS = {"Flatten", "Reshape", "Transpose"}
 _TRIED = 2
 """Tiles that tell how far a layer by itself moves the outputs: there are many layers."""
+_TOLD = 16
+"""After so many layers the log says how far it is."""
 
 Tiles = Sequence[NDArray[np.float32]]
 """As the graph takes them."""
@@ -86,11 +89,13 @@ def write_int8(path: Path, spec: ModelSpec, pixels: NDArray[np.float32], holds: 
         log.info("Trying int8 in each of %d layers by itself ...", len(layers))
         # Not by how much of its own values a layer loses: little of them may be what counts.
         few = tiles[:_TRIED]
-        alone = (_outputs(quantise(model, [layer], ranges, signed=signed), few) for layer in layers)
-        layers = [
-            replace(layer, drift=_drift(expected[:_TRIED], found))
-            for layer, found in zip(layers, alone, strict=True)
-        ]
+        tried = []
+        for number, layer in enumerate(layers, 1):
+            found = _outputs(quantise(model, [layer], ranges, signed=signed), few)
+            tried.append(replace(layer, drift=_drift(expected[:_TRIED], found)))
+            if number % _TOLD == 0:
+                log.info("Tried %d of %d layers.", number, len(layers))
+        layers = tried
         worst = sorted(layers, key=lambda layer: layer.drift or 0.0, reverse=True)
         kept = worst[: _fewest(len(worst), lambda number: good(worst[:number]))]
     onnx.save(made(kept), path)
@@ -240,7 +245,8 @@ def _drift(exact: NDArray[np.float32], found: NDArray[np.float32]) -> float:
 def _outputs(model: onnx.ModelProto, tiles: Tiles) -> NDArray[np.float32]:
     compute = values_of(model, ())
     (output,) = model.graph.output
-    return np.concatenate([compute(tile)[output.name] for tile in tiles])
+    with workers(tiles_at_once()) as pool:
+        return np.concatenate([found[output.name] for found in pool.map(compute, tiles)])
 
 
 def _fewest(most: int, good: Callable[[int], bool]) -> int:

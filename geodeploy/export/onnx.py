@@ -4,7 +4,6 @@ import ast
 import logging
 import shutil
 import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,7 +22,9 @@ from geodeploy.export.merge import merge_checked
 from geodeploy.export.options import ExportOptions
 from geodeploy.export.parity import AIM, ParityReport, PutBack, Quantisation, compare, judging
 from geodeploy.export.program import onnx_program, trace, write_program
+from geodeploy.export.progress import Steps
 from geodeploy.export.proof import as_told, prove, reference_text
+from geodeploy.export.threads import one_thread
 from geodeploy.export.worst import draw_worst
 from geodeploy.item import item_path
 from geodeploy.runtime import hold
@@ -44,27 +45,30 @@ _FILES = {
 }
 
 
+@one_thread()
 def export_run(run: Path, output: Path, *, overwrite: bool, options: ExportOptions) -> ParityReport:
     """See `geodeploy.export.export`."""
-    started = time.monotonic()
     _check_options(options)
     _check_place(output, options, overwrite=overwrite)
+    steps = Steps(log, 4 if options.precision == "fp32" else 5)
+    steps.begin(f"loading {run}")
     tuned = load_run(run)
     folder = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     try:
         if options.to == "triton":
             model = folder / "model"
             (model / triton.MODEL).parent.mkdir(parents=True)
-            spec, report = _write_proved(tuned, model / triton.MODEL, output, options)
+            spec, report = _write_proved(tuned, model / triton.MODEL, output, options, steps)
             triton.write_beside(model, output.name, spec, tuned.tiles.pixels[0])
             _replace_folder(model, output, folder / "old")
         else:
-            spec, report = _write_proved(tuned, folder / output.name, output, options)
+            spec, report = _write_proved(tuned, folder / output.name, output, options, steps)
             for beside in (parity_path, item_path, Path):  # the model last: it makes them true
                 beside(folder / output.name).replace(beside(output))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    log.info("Wrote %s in %.0f s.", output, time.monotonic() - started)
+    forget_refusal(output)
+    log.info("Wrote %s in %.0f s.", output, steps.seconds)
     if options.to == "tensorrt":
         hold(read_onnx(output), TensorRtSession).close()
     if options.profile:
@@ -74,7 +78,7 @@ def export_run(run: Path, output: Path, *, overwrite: bool, options: ExportOptio
 
 
 def _write_proved(
-    tuned: Run, draft: Path, output: Path, options: ExportOptions
+    tuned: Run, draft: Path, output: Path, options: ExportOptions, steps: Steps
 ) -> tuple[ModelSpec, ParityReport]:
     """Write the model to ``draft``, report and item beside it, if it does the same as ``tuned``.
 
@@ -91,23 +95,26 @@ def _write_proved(
         spec = deepness_spec(spec, options)
     pixels, labels = tuned.tiles.pixels, tuned.tiles.labels
     quantisation = None
+    steps.begin("merging the adapter, on a copy")
     merged, merged_diff = merge_checked(tuned.model, tuned.spec, pixels, labels)
-    log.info("Merged; the largest difference in an output is %.2g. Writing it ...", merged_diff)
+    steps.begin(f"tracing the merged model, whose outputs differ by {merged_diff:.2g} at most")
     if options.to == "torch-export":
         program = trace(merged, spec)
         write_program(program, spec, draft)
     else:
         modules = write_onnx(as_told(merged, spec), spec, draft)
+        if spec.precision != "fp32":
+            steps.begin(f"bringing the graph to {spec.precision}")
         if spec.precision in INT8:
             quantisation = _write_int8(tuned, spec, draft, modules)
         elif spec.precision != "fp32":
             write_half(draft, spec, pixels)
     judges = len(judging(tuned, draft).pixels)
-    log.info("Comparing it with the tuned model on %d real tiles ...", judges)
+    steps.begin(f"comparing it with the tuned model on {judges} real tiles")
     report = prove(tuned, merged, draft, merged_max_abs_diff=merged_diff)
     report = report.model_copy(update={"quantisation": quantisation})
     if report.problem:
-        refusal = output.with_suffix(".refused.json")
+        refusal = refusal_path(output)
         parity_path(draft).write_text(report.to_json())
         parity_path(draft).replace(refusal)
         draw_worst(refusal.with_suffix(".png"), tuned, draft, report)
@@ -161,6 +168,18 @@ def _write_int8(tuned: Run, spec: ModelSpec, draft: Path, modules: Mapping[str, 
 def parity_path(model: Path) -> Path:
     """Where the report of ``model`` lies."""
     return model.with_suffix(".parity.json")
+
+
+def refusal_path(output: Path) -> Path:
+    """Where the report of a model lies that was not written to ``output``."""
+    return output.with_suffix(".refused.json")
+
+
+def forget_refusal(output: Path) -> None:
+    """Remove what an earlier refusal left, for it would be taken to be of the model written since."""
+    refusal = refusal_path(output)
+    for beside in (refusal, refusal.with_suffix(".png")):
+        beside.unlink(missing_ok=True)
 
 
 def _check_options(options: ExportOptions) -> None:

@@ -1,15 +1,15 @@
 """Hold an exported model against the tuned one; where it differs, say from which layer on."""
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
-from geodeploy.errors import ModelError, ParityError
-from geodeploy.export import drift
+from geodeploy.errors import ModelError, ParityError, RecipeError
 from geodeploy.export.deepness import DeepnessModel
-from geodeploy.export.drift import Bisection, Drift, bisect, first_drift, reference_values
+from geodeploy.export.drift import Bisection, Drift, bisect, reference_of
 from geodeploy.export.merge import merge
 from geodeploy.export.parity import (
     OtherRuntime,
@@ -21,7 +21,7 @@ from geodeploy.export.parity import (
     tolerance,
 )
 from geodeploy.export.worst import draw_worst
-from geodeploy.runtime.graph import OnnxFile, read_onnx
+from geodeploy.runtime.graph import read_onnx
 from geodeploy.runtime.reference import Reference, pixels_to_keep, thinned
 from geodeploy.spec import REFERENCE_KEY, ModelSpec
 from geodeploy.train.run import Run, load_run
@@ -50,24 +50,19 @@ def verify_model(run: Path, model: Path, picture: Path | None) -> ParityReport:
 
 def bisect_model(run: Path, model: Path, allowed: float | None) -> list[Bisection]:
     """See `geodeploy.export.bisect`."""
+    if allowed is not None and not 0 <= allowed < math.inf:  # NaN too
+        raise RecipeError(
+            f"--tolerance {allowed}: a share of 0 or more is needed, such as 0.01, or leave it out."
+        )
     if model.suffix != ".onnx":
         raise ModelError(f"{model}: values are looked at in ONNX files. Export the RUN as one.")
     tuned = load_run(run)
     merged = merge(tuned.model)
     tiles = judging(tuned, model)
     report = report_on(tuned.model, tuned.spec, model, tiles.pixels, tiles.labels)
-    file, tile, reference = _on_worst_tile(tuned, merged, model, report)
-    return [
-        bisect(
-            reference,
-            file,
-            tile,
-            runtime=_name(item.runtime),
-            tolerance=tolerance(file.spec).relative_diff if allowed is None else allowed,
-        )
-        for item in _compared(report)
-        if item.exported
-    ]
+    return _bisections(
+        tuned, merged, model, [item for item in _compared(report) if item.exported], allowed
+    )
 
 
 def prove(
@@ -91,18 +86,10 @@ def prove(
     ]
     if not failed:
         return report
-    file, tile, reference = _on_worst_tile(tuned, merged, model, report)
-    drifts = {
-        item.runtime: first_drift(
-            reference,
-            file,
-            tile,
-            runtime=_name(item.runtime),
-            tolerance=tolerance(file.spec).relative_diff,
-        )
-        for item in failed
-    }
-    return _told(report, drifts)
+    found = _bisections(tuned, merged, model, failed, None)
+    return _told(
+        report, {item.runtime: told.first_drift for item, told in zip(failed, found, strict=True)}
+    )
 
 
 def reference_text(tuned: Run) -> dict[str, str]:
@@ -112,14 +99,35 @@ def reference_text(tuned: Run) -> dict[str, str]:
     return {REFERENCE_KEY: reference.to_text()}
 
 
-def _on_worst_tile(
-    tuned: Run, merged: nn.Module, model: Path, report: ParityReport
-) -> tuple[OnnxFile, NDArray[np.float32], drift.Reference]:
-    """The file ``model``, the tile in which it is furthest off, and what PyTorch computes of that."""
-    file = as_on_gpu(read_onnx(model))
-    worst = report.exported.worst_tile
-    tile = np.ascontiguousarray(judging(tuned, model).pixels[worst : worst + 1])
-    return file, tile, reference_values(as_told(merged, file.spec), file.spec, tile)
+def _bisections(
+    tuned: Run,
+    merged: nn.Module,
+    model: Path,
+    compared: Sequence[ParityReport | OtherRuntime],
+    allowed: float | None,
+) -> list[Bisection]:
+    """The graph of ``model`` beside PyTorch on the tile in which each of ``compared`` is furthest off.
+
+    Where the outputs hold, no value is held to more than ``allowed`` says.
+    """
+    file, tiles, found = as_on_gpu(read_onnx(model)), judging(tuned, model), []
+    reference = reference_of(as_told(merged, file.spec), file.spec)
+    for item in compared:
+        assert item.exported is not None
+        worst = item.exported.worst_tile
+        tile = np.ascontiguousarray(tiles.pixels[worst : worst + 1])
+        bound = tolerance(file.spec).relative_diff if item.problem else None
+        found.append(
+            bisect(
+                reference(tile),
+                file,
+                tile,
+                runtime=_name(item.runtime),
+                tolerance=bound if allowed is None else allowed,
+                problem=item.problem,
+            )
+        )
+    return found
 
 
 def as_told(merged: nn.Module, spec: ModelSpec) -> nn.Module:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
+import torch
 from numpy.typing import NDArray
 from onnx import NodeProto, numpy_helper
 
@@ -73,11 +74,17 @@ def _best(
     choices: list[NDArray[np.float32]] = [np.ones_like(widest)]
     choices += [(widest**share / heaviest ** (1 - share)).astype(np.float32) for share in _SHARES]
     some = tokens[::_TOKENS]
-    exact = some @ weights
+    exact = _product(some, weights)
     losses = []
     for factors in choices:
         whole, steps = weights_in_int8(weights * factors[:, None], 1)
         limits = range_of(tokens / factors)
-        found = rounded(some / factors, limits, signed=signed) @ (whole * steps)
+        found = _product(rounded(some / factors, limits, signed=signed), whole * steps)
         losses.append(float(np.square(found - exact).sum()))
     return choices[int(np.argmin(losses))]
+
+
+def _product(tokens: NDArray[np.float32], weights: NDArray[np.float32]) -> NDArray[np.float32]:
+    """By torch: numpy's BLAS takes as many threads as there are cores, and its last bits with them."""
+    product: NDArray[np.float32] = (torch.from_numpy(tokens) @ torch.from_numpy(weights)).numpy()
+    return product

@@ -8,11 +8,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from geodeploy.export.parity import ParityReport, as_on_gpu, judging, logits_of
+from geodeploy.export.parity import OtherRuntime, ParityReport, as_on_gpu, judging, logits_of
 from geodeploy.export.program import read_program
 from geodeploy.pictures import add_legend, coloured, true_colour
+from geodeploy.runtime import Session
 from geodeploy.runtime.graph import read_onnx
 from geodeploy.runtime.onnx import OnnxSession
+from geodeploy.runtime.openvino import IN_BF16, OPENVINO, OpenVinoSession
 from geodeploy.spec import ModelSpec
 from geodeploy.train.run import Run
 
@@ -21,12 +23,13 @@ _SAME, _OTHER = (235, 235, 235), (204, 51, 17)
 
 def draw_worst(path: Path, tuned: Run, model: Path, report: ParityReport) -> None:
     """Write the worst tile of ``report`` in true colour, what ``tuned`` and ``model`` make of it, and
-    where they differ, as PNG.
+    where they differ, as PNG. It is that of the runtime that fails, and computed in it.
     """
-    place = report.exported.worst_tile
+    shown = _shown(report)
+    place = shown.exported.worst_tile if shown.exported else report.exported.worst_tile
     tile = np.ascontiguousarray(judging(tuned, model).pixels[place : place + 1])
-    expected, found = logits_of(tuned.model, tile)[0], _outputs(model, tile)[0]
-    spec = tuned.spec
+    expected, found = logits_of(tuned.model, tile)[0], _outputs(model, tile, shown)[0]
+    spec, name = tuned.spec, shown.runtime.partition(" ")[0]
     figure = Figure(figsize=(13, 4), layout="constrained")
     seen, left, middle, right = figure.subplots(1, 4)
     pixels = tile[0, : len(spec.bands)]
@@ -42,7 +45,9 @@ def draw_worst(path: Path, tuned: Run, model: Path, report: ParityReport) -> Non
         add_legend(figure, spec.classes, [item.name for item in spec.classes])
     else:
         _draw_quantity(figure, (left, middle, right), expected, found, spec)
-    for axis, title in zip((seen, left, middle), (f"tile {place}", "tuned", "exported"), strict=True):
+    for axis, title in zip(
+        (seen, left, middle), (f"tile {place}", "tuned", f"exported, {name}"), strict=True
+    ):
         axis.set_title(title)
     for axis in (seen, left, middle, right):
         axis.set(xticks=[], yticks=[])
@@ -67,8 +72,25 @@ def _draw_quantity(
     axes[2].set_title("apart by")
 
 
-def _outputs(model: Path, tile: NDArray[np.float32]) -> NDArray[np.float32]:
+def _shown(report: ParityReport) -> ParityReport | OtherRuntime:
+    """The first runtime that fails, or that of the release where none does."""
+    runs: list[ParityReport | OtherRuntime] = [report, *report.other_runtimes]
+    failed = (item for item in runs if item.problem and item.exported)
+    return next(failed, report)
+
+
+def _outputs(
+    model: Path, tile: NDArray[np.float32], shown: ParityReport | OtherRuntime
+) -> NDArray[np.float32]:
     if model.suffix == ".pt2":
         return logits_of(read_program(model)[0], tile)
-    with closing(OnnxSession(as_on_gpu(read_onnx(model)), device="cpu", threads=None)) as session:
+    file, name = read_onnx(model), shown.runtime.partition(" ")[0]
+    session: Session
+    if name in (OPENVINO, IN_BF16):
+        session = OpenVinoSession(file, threads=1, bf16=name == IN_BF16)
+    else:
+        session = OnnxSession(
+            as_on_gpu(file) if isinstance(shown, ParityReport) else file, device="cpu", threads=1
+        )
+    with closing(session):
         return logits_of(session, tile)

@@ -175,6 +175,9 @@ def test_bad_input_is_one_line_and_leaves_nothing(
         ("predict scene.tif --overlap many", "Invalid value for '--overlap'"),
         ("predict scene.tif --tile 512", "No such option: --tile"),
         ("predict scene.tif --device tpu", "'tpu' is not one of"),
+        ("export run --precision fp8", "'fp8' is not one of 'fp32', 'fp16'"),
+        ("export run --to foo", "'foo' is not one of 'onnx', 'tensorrt'"),
+        ("export run --profile foo", "'foo' is not"),
         ("predicct scene.tif", "No such command 'predicct'"),
     ],
 )
@@ -186,6 +189,16 @@ def test_wrong_usage_is_told_with_status_2(
     assert complaint in outcome.err
     assert "Traceback" not in outcome.err
     assert outcome.out == ""
+
+
+@pytest.mark.parametrize("share", ["nan", "-1", "inf"])
+def test_a_tolerance_that_is_no_share_is_refused_before_any_work(
+    place: Path, geodeploy: Command, share: str
+) -> None:
+    outcome = geodeploy(place, "verify", "gone", "model.onnx", "--bisect", "--tolerance", share)
+    assert outcome.status == 1
+    assert outcome.err.startswith(f"error: --tolerance {float(share)}: a share of 0 or more is needed")
+    assert outcome.err.count("\n") == 1
 
 
 def fresh(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:

@@ -15,12 +15,13 @@ import rasterio
 import timm
 import torch
 from numpy.typing import NDArray
+from onnx import numpy_helper
 from safetensors.torch import save_file
 
 from geodeploy import Model
 from geodeploy.errors import GeodeployError, ModelError, OutputError, ParityError, RecipeError
 from geodeploy.evaluate import evaluate
-from geodeploy.export import bisect, export, export_adapters, verify
+from geodeploy.export import export, export_adapters, verify
 from geodeploy.export.adapters import low_rank
 from geodeploy.export.merge import merge
 from geodeploy.inspect import inspect
@@ -128,6 +129,25 @@ def test_the_products_matter_so_that_the_comparison_can_fail(
     write_adapter(tmp_path / "more.onnx_adapter", Adapter(adapter.spec, more, adapter.decoder))
     with pytest.raises(ParityError, match="is not the model of"):
         verify(run, folder / "base.onnx", adapter=tmp_path / "more.onnx_adapter")
+
+
+def test_an_adapter_is_held_to_a_tenth_of_what_other_exports_may_differ_by(
+    exported: tuple[Path, list[Path]], tmp_path: Path
+) -> None:
+    folder, (run, _) = exported
+    adapter = read_adapter(adapter_of(folder, run))
+    decoder = onnx.load_from_string(adapter.decoder)
+    weights = {item.name: item for item in decoder.graph.initializer}
+    (last,) = (node for node in decoder.graph.node if "logits" in node.output)
+    for name in last.input[1:]:
+        more = numpy_helper.to_array(weights[name]) * np.float32(1 + 3e-5)
+        weights[name].CopyFrom(numpy_helper.from_array(more, name))
+    faulty = Adapter(adapter.spec, adapter.tensors, decoder.SerializeToString())
+    write_adapter(tmp_path / "more.onnx_adapter", faulty)
+    with pytest.raises(ParityError, match="at most 1e-05 may be"):
+        verify(run, folder / "base.onnx", adapter=tmp_path / "more.onnx_adapter")
+    report = verify(run, folder / "base.onnx", adapter=adapter_of(folder, run))
+    assert report.tolerances["relative_diff"] == 1e-5
 
 
 def test_onnx_runtime_alone_puts_base_and_adapter_together(
@@ -344,19 +364,3 @@ def test_an_adapter_is_scored_as_its_run_is(
     options = PredictOptions(adapter=adapter_of(folder, run))
     found = evaluate(folder / "base.onnx", image, labels, options=options)
     assert found.miou == pytest.approx(evaluate(run, image, labels).miou, abs=1e-3)
-
-
-# Bisection ---------------------------------------------------------------------------------------
-
-
-def test_bisect_tells_of_an_accepted_model_what_is_furthest_off(tune: Tune, tmp_path: Path) -> None:
-    export(tune(), tmp_path / "model.onnx")
-    for found in bisect(tune(), tmp_path / "model.onnx"):
-        assert found.first_drift is None
-        assert found.largest
-        assert found.compared > 20
-        assert f"none of {found.compared} values drifts by more than 0.0001" in str(found)
-    strict = bisect(tune(), tmp_path / "model.onnx", tolerance=0.0)
-    assert all(found.first_drift for found in strict)
-    with pytest.raises(ModelError, match="looked at in ONNX files"):
-        bisect(tune(), tmp_path / "model.pt2")

@@ -1,6 +1,7 @@
 """The exported model against PyTorch, and faults planted on the way that must not get through."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,17 +11,20 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from matplotlib.image import imread
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from peft import PeftModel
 
 from geodeploy.errors import OutputError, ParityError
 from geodeploy.export import export, verify
-from geodeploy.export.drift import Reference, first_drift, reference_values
+from geodeploy.export.drift import Drift, Reference, bisect, reference_of
 from geodeploy.export.merge import merge
+from geodeploy.export.options import ExportOptions
+from geodeploy.export.worst import draw_worst
 from geodeploy.runtime import open_session
-from geodeploy.runtime.graph import read_onnx
-from geodeploy.spec import METADATA_KEY, ModelSpec
+from geodeploy.runtime.graph import OnnxFile, read_onnx
+from geodeploy.spec import METADATA_KEY, ModelSpec, Precision
 from geodeploy.train.model import TunedModel
 from geodeploy.train.run import load_run
 
@@ -121,6 +125,26 @@ def test_the_same_run_exports_to_the_same_bytes(exported: tuple[Path, Path], tmp
     assert again.read_text().replace("again", "model") == item.read_text()
 
 
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_on_one_core_it_exports_to_the_same_bytes_as_on_two(
+    tune: Tune, tmp_path: Path, precision: Precision
+) -> None:
+    if not hasattr(os, "sched_setaffinity") or len(cores := os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs two cores, and a system that takes one away")
+    run, threads, made = tune(), torch.get_num_threads(), []
+    try:
+        for number in (1, 2):
+            os.sched_setaffinity(0, set(sorted(cores)[:number]))
+            torch.set_num_threads(number)
+            model = tmp_path / f"{number}.onnx"
+            export(run, model, options=ExportOptions(precision=precision))
+            made.append((model.read_bytes(), model.with_suffix(".parity.json").read_text()))
+    finally:
+        os.sched_setaffinity(0, cores)
+        torch.set_num_threads(threads)
+    assert made[0] == made[1]
+
+
 def test_an_existing_model_is_kept_unless_told_otherwise(exported: tuple[Path, Path]) -> None:
     run, model = exported
     before = model.read_bytes()
@@ -152,6 +176,34 @@ def test_openvino_is_proved_too_and_the_model_says_so(exported: tuple[Path, Path
     assert other["runtime"].startswith("openvino ")
     assert other["problem"] is None
     assert other["exported"]["max_abs_diff"] == pytest.approx(np.abs(found - judge).max(), abs=1e-6)
+
+
+def test_where_openvino_alone_fails_the_picture_is_of_its_worst_tile(
+    exported: tuple[Path, Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("openvino", reason="needs openvino: pip install 'geodeploy-eo[cpu]'")
+    run, model = exported
+    tuned, report = load_run(run), verify(run, model)
+    (other,) = report.other_runtimes
+    assert other.exported
+    worst = (report.exported.worst_tile + 1) % report.exported.tiles
+    far = other.exported.model_copy(update={"worst_tile": worst})
+    failed = other.model_copy(update={"problem": "too far off", "exported": far})
+    told = report.model_copy(update={"other_runtimes": (failed,)})
+    draw_worst(tmp_path / "sound.png", tuned, model, report)
+    draw_worst(tmp_path / "failed.png", tuned, model, told)
+    # Two pictures in one: true colour is of another tile, and so are the classes beside it.
+    sound, other_tile = (imread(tmp_path / name) for name in ("sound.png", "failed.png"))
+    assert np.abs(sound - other_tile)[20:, : sound.shape[1] // 4].mean() > 0.01
+
+
+def test_the_printed_report_has_all_that_parity_is_judged_by(exported: tuple[Path, Path]) -> None:
+    report = verify(*exported)
+    text = str(report)
+    assert f"cosine {report.exported.cosine:.6f}" in text
+    assert report.exported.iou_change
+    points = [f"{name} {100 * by:+.2f}" for name, by in report.exported.iou_change.items()]
+    assert f"(points of IoU: {', '.join(points)})" in text
 
 
 def test_a_model_that_openvino_cannot_run_is_released_without_it(
@@ -251,7 +303,7 @@ def judge(exported: tuple[Path, Path]) -> tuple[Reference, NDArray[np.float32]]:
     """What PyTorch computes of two real tiles, layer by layer, and the tiles."""
     tuned = load_run(exported[0])
     tiles = tuned.tiles.pixels[:2]
-    return reference_values(merge(tuned.model), tuned.spec, tiles), tiles
+    return reference_of(merge(tuned.model), tuned.spec)(tiles), tiles
 
 
 def lying(place: int) -> Callable[[onnx.ModelProto], None]:
@@ -272,6 +324,12 @@ def a_little_more(graph: onnx.ModelProto) -> None:
     """The last convolution's weights are a thousandth too large: no class moves."""
     node = graph.graph.node[-1]
     _replace(graph, node.input[1], _initialisers(graph)[node.input[1]] * np.float32(1.001))
+
+
+def first_drift(
+    judge: tuple[Reference, NDArray[np.float32]], file: OnnxFile, runtime: str = "onnxruntime"
+) -> Drift | None:
+    return bisect(judge[0], file, judge[1], runtime=runtime, tolerance=1e-4).first_drift
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
@@ -295,16 +353,16 @@ def test_the_first_layer_that_drifts_is_named(
 ) -> None:
     pytest.importorskip(runtime, reason=f"needs {runtime}: pip install 'geodeploy-eo[cpu]'")
     sound = read_onnx(exported[1])
-    assert first_drift(judge[0], sound, judge[1], runtime=runtime, tolerance=1e-4) is None
+    assert first_drift(judge, sound, runtime) is None
     graph = onnx.load(exported[1])
     plant(graph)
     faulty = replace(sound, content=graph.SerializeToString())
-    found = first_drift(judge[0], faulty, judge[1], runtime=runtime, tolerance=1e-4)
+    found = first_drift(judge, faulty, runtime)
     assert found is not None
     assert found.module.startswith(module), found
     assert value in (None, found.value)
-    assert found.relative_diff is not None
-    assert found.relative_diff > 1e-4
+    assert found.relative_rms is not None
+    assert found.relative_rms > 1e-4
 
 
 def test_a_number_that_is_none_is_named_too(
@@ -313,9 +371,9 @@ def test_a_number_that_is_none_is_named_too(
     graph = onnx.load(exported[1])
     not_a_number(graph)
     faulty = replace(read_onnx(exported[1]), content=graph.SerializeToString())
-    found = first_drift(judge[0], faulty, judge[1], tolerance=1e-4)
+    found = first_drift(judge, faulty)
     assert found is not None
-    assert found.relative_diff is None
+    assert found.relative_rms is None
     assert "NaN" in str(found)
 
 
@@ -340,6 +398,11 @@ def test_a_fault_in_the_export_itself_releases_nothing(
     refused = json.loads((tmp_path / "model.refused.json").read_text())
     assert refused["released"] is False
     assert refused["first_drift"]["module"] == "backbone.patch_embed.proj"
+    # A refusal that outlived its cure would be taken to be of the model beside it.
+    monkeypatch.setattr(export_module, "write_onnx", write)
+    export(tune(), tmp_path / "model.onnx")
+    names = {item.name for item in tmp_path.iterdir()}
+    assert names == {"model.onnx", "model.parity.json", "model.stac.json"}
 
 
 def test_a_merge_gone_wrong_is_refused(

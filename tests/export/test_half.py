@@ -195,6 +195,8 @@ def test_layers_beyond_the_range_of_fp16_stay_float32(
     assert report.released
     assert "stay float32, for float16 ends at 65504" in caplog.text
     assert f"Wrote {tmp_path / 'model.onnx'} in " in caplog.text
+    steps = [line.partition(",")[0] for line in caplog.messages if line.startswith("Step ")]
+    assert steps == [f"Step {number} of 5" for number in range(1, 6)]
 
 
 def test_an_overflow_is_refused_and_the_layer_named(

@@ -205,6 +205,22 @@ def test_for_tensorrt_all_whole_numbers_are_signed_around_0(
     assert weights == report.quantisation.int8_layers > 10
 
 
+def test_the_report_says_whether_int8_keeps_what_it_should(
+    exported_signed: tuple[Path, ParityReport],
+) -> None:
+    report = exported_signed[1]
+    share = 0.996
+    good = report.exported.model_copy(
+        update={"argmax_agreement": share, "miou_reference": 0.5, "miou_exported": 0.502}
+    )
+    assert "the aim of 99.5% of pixels and 0.3 points is met" in str(
+        report.model_copy(update={"exported": good})
+    )
+    for poor in ({"argmax_agreement": 0.994}, {"miou_exported": 0.504}):
+        found = good.model_copy(update=poor)
+        assert "0.3 points is missed: " in str(report.model_copy(update={"exported": found}))
+
+
 def test_for_tensorrt_it_is_proved_as_any_int8_is(exported_signed: tuple[Path, ParityReport]) -> None:
     model, report = exported_signed
     assert report.precision == read_onnx(model).spec.precision == "int8-tensorrt"
