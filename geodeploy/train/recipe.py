@@ -735,7 +735,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         recipe = Recipe.model_validate(document)
     except ValidationError as error:
-        raise RecipeError(f"{path}: {_complaint(error)}.") from error
+        raise RecipeError(f"{path}: {complaint(error)}.") from error
     return _absolute(recipe, path.resolve().parent)
 
 
@@ -868,7 +868,7 @@ def _tables_in(value: Any) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]
                 yield (str(number),), item
 
 
-def _complaint(error: ValidationError) -> str:
+def complaint(error: ValidationError) -> str:
     """The first of pydantic's complaints: the key, what is needed, what was found."""
     problem = error.errors(include_url=False)[0]
     # Parts with a bracket, these two and a method's name tell which type pydantic tried, and no key.
