@@ -8,7 +8,7 @@ import sys
 
 import torch
 from comparing import KEPT
-from references import REFERENCES, filled, pixels_of
+from references import REFERENCES, ask_for_float32, filled, pixels_of
 
 VALUES = 48
 """Kept of each map, spread evenly."""
@@ -29,6 +29,7 @@ def values_of(tensor: torch.Tensor) -> list[float]:
 def main(names: list[str]) -> None:
     """Write a file a reference."""
     torch.set_num_threads(1)
+    ask_for_float32()
     KEPT.mkdir(exist_ok=True)
     for name in names or REFERENCES:
         reference = REFERENCES[name]

@@ -73,6 +73,13 @@ class Reference:
         return shown
 
 
+def ask_for_float32() -> None:
+    """A module of terratorch asks for less once it is imported, and gets bfloat16 where there is."""
+    import terratorch.models.backbones.clay_v15.model  # noqa: F401
+
+    torch.set_float32_matmul_precision("highest")
+
+
 def fill(name: str, shape: tuple[int, ...]) -> Tensor:
     """Values that look random and are the same on every machine; of norms around one."""
     count = int(np.prod(shape))
@@ -196,10 +203,8 @@ def clay_v1_maps(network: nn.Module, pixels: Tensor) -> list[Tensor]:
 
 
 def build_clay_v15(_: int) -> nn.Module:
-    precision = torch.get_float32_matmul_precision()
     from terratorch.models.backbones.clay_v15.model import Encoder
 
-    torch.set_float32_matmul_precision(precision)  # which that module lowers
     return Encoder(
         mask_ratio=0.0, shuffle=False, patch_size=PATCH, dim=32, depth=2, heads=2, dim_head=16,
         mlp_ratio=4.0,
