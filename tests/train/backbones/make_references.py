@@ -41,12 +41,12 @@ def main(names: list[str]) -> None:
             "constants": {
                 key: [list(value.shape), values_of(value)]
                 for key, value in tensors.items()
-                if key not in parameters
+                if key not in parameters and key not in reference.computed
             },
             "maps": {
                 side: [
                     [round(float(item), 6) for item in sample(values)]
-                    for values in reference.answer(tensors, pixels_of(len(reference.bands), side))
+                    for values in reference.answer(tensors, pixels_of(reference.planes, side))
                 ]
                 for side in reference.sides
             },

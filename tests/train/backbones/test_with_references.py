@@ -62,7 +62,7 @@ def test_published_weights_give_the_features_that_the_published_network_gives(
     except ImportError as error:
         pytest.skip(str(error))
     for side in reference.sides:
-        pixels = pixels_of(len(reference.bands), side)
+        pixels = pixels_of(reference.planes, side)
         backbone = ours(reference, tensors, side, tmp_path)
         assert not backbone.new_patches
         found = largest_difference(maps_of(backbone, pixels), reference.answer(tensors, pixels))
