@@ -7,6 +7,7 @@ import tomllib
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -329,6 +330,13 @@ class TerraTorch(_Table):
         return self
 
 
+class Place(_Table):
+    """Where on the ground, in degrees (WGS 84)."""
+
+    lat: Annotated[float, Field(ge=-90, le=90)]
+    lon: Annotated[float, Field(ge=-180, le=180)]
+
+
 class Model(_Table):
     """The network."""
 
@@ -350,6 +358,12 @@ class Model(_Table):
     """Pixels shared by neighbouring tiles."""
     timesteps: PositiveInt = 1
     """Dates of a place that Prithvi and ``light`` take together, the oldest first."""
+    dates: tuple[date, ...] | None = None
+    """What Prithvi's networks called TL are told of when their scenes were seen: a day for each of the
+    ``timesteps``, the oldest first. It becomes a part of the model, the same for every scene. None
+    tells them nothing."""
+    place: Place | None = None
+    """What they are told of where their scenes lie: one place, for every scene."""
     scaling: Literal["zscore", "log"] = "zscore"
     """How pixels are normalised: (x - mean) / std, or log(max(x, mean / 50) / mean), which turns the
     gain of a sensor or of the light into an offset."""
@@ -382,6 +396,15 @@ class Model(_Table):
                 f"decoder_channels must be one number for {self.decoder}, found "
                 f"{list(self.decoder_channels)}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _dates_in_order(self) -> Self:
+        dates = self.dates or ()
+        if self.dates is not None and len(dates) != self.timesteps:
+            raise ValueError(f"dates must be one a timestep, {self.timesteps}; found {len(dates)}")
+        if list(dates) != sorted(dates):
+            raise ValueError(f"dates must begin with the oldest, found {', '.join(map(str, dates))}")
         return self
 
     @model_validator(mode="after")

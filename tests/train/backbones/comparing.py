@@ -43,6 +43,7 @@ def ours(reference: Reference, tensors: dict[str, Tensor], side: int, folder: Pa
         tile=side,
         overlap=8,
         timesteps=reference.dates,
+        **reference.told,
     )
     return build_backbone(model, reference.bands, gsd_m=GSD_M)
 

@@ -54,6 +54,8 @@ class Reference:
     """The file as it is published, of the network's tensors."""
     sides: tuple[int, int] = (NATIVE, OTHER)
     dates: int = 1
+    told: dict[str, Any] = field(default_factory=dict)
+    """More of the recipe's table ``model``."""
     computed: tuple[str, ...] = ()
     """Of its tensors those that it computes: nothing of a file's is taken for them."""
 
@@ -153,10 +155,17 @@ def build_prithvi(_: int, *, dates: int = 1, patch: int = 16, told: bool = True)
     )  # fmt: skip
 
 
-def prithvi_maps(network: Any, pixels: Tensor) -> list[Tensor]:
-    """Of pixels (B, T C, H, W), of which nobody tells when and where they were."""
+def prithvi_maps(
+    network: Any,
+    pixels: Tensor,
+    days: list[list[float]] | None = None,
+    place: list[float] | None = None,
+) -> list[Tensor]:
+    """Of pixels (B, T C, H, W), of which it is told year and day of each, latitude and longitude."""
     dates = pixels.reshape(len(pixels), -1, 6, *pixels.shape[2:]).swapaxes(1, 2)
-    maps: list[Tensor] = network.prepare_features_for_image_model(network.forward_features(dates))
+    told = [None if one is None else torch.tensor([one] * len(pixels)) for one in (days, place)]
+    features = network.forward_features(dates, temporal_coords=told[0], location_coords=told[1])
+    maps: list[Tensor] = network.prepare_features_for_image_model(features)
     return maps
 
 
@@ -389,6 +398,19 @@ REFERENCES = {
         packed=of_encoder,
         sides=(224, 96),
         dates=3,
+        computed=("pos_embed",),
+    ),
+    "prithvi_v2_told": Reference(
+        "prithvi_eo_v2_300_tl",
+        ("swir16", "blue", "nir08"),
+        partial(build_prithvi, dates=2),
+        # Days of the year are counted from 0.
+        partial(prithvi_maps, days=[[2018.0, 199.0], [2020.0, 60.0]], place=[-12.5, 130.25]),
+        takes=_PRITHVI,
+        packed=of_encoder,
+        sides=(224, 96),
+        dates=2,
+        told={"dates": ("2018-07-19", "2020-03-01"), "place": {"lat": -12.5, "lon": 130.25}},
         computed=("pos_embed",),
     ),
     "prithvi_v2_patch14": Reference(
