@@ -3,6 +3,7 @@
 import pickle
 import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,34 @@ class _Inert:
         pass
 
 
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of the Lightning checkpoint, or of the state dict, in the file ``path``, by name.
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What is read of a file."""
 
-    Hyper-parameters, optimizers and callbacks are left aside. Classes and functions that they name are
-    neither imported nor called.
+    tensors: dict[str, Tensor]
+    told: Mapping[str, Any]
+    """Lightning's hyper-parameters: what the model was made with. Empty in a file of weights alone."""
+
+
+def is_plain(value: Any) -> bool:
+    """Whether it is of numbers, words, lists and tables, and of nothing that a class had to make."""
+    if isinstance(value, Mapping):
+        return all(map(is_plain, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of the file ``path``, by name: see `load_checkpoint`."""
+    return load_checkpoint(path).tensors
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """The Lightning checkpoint, or the state dict, in the file ``path``.
+
+    Optimizers and callbacks are left aside. Classes and functions that it names are neither imported
+    nor called.
 
     Raises:
         WeightsError: the file is missing or broken, or its weights are anything but tensors.
@@ -53,7 +77,8 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     odd = _not_tensors(tensors)
     if odd:
         raise WeightsError(f"{path} holds {odd} where tensors by name are needed. {_ADVICE}")
-    return dict(tensors)
+    told: Any = content.get("hyper_parameters") if isinstance(content, dict) else None
+    return Checkpoint(dict(tensors), told if isinstance(told, Mapping) else {})
 
 
 _BROKEN = (AttributeError, EOFError, KeyError, OSError, RuntimeError, TypeError, ValueError)

@@ -1,13 +1,14 @@
 """The YAML that TerraTorch trained by: the network, its bands and statistics, its images."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
 from geodeploy.errors import RecipeError, first_line
+from geodeploy.imports.checkpoint import is_plain
 
 Value = TypeVar("Value")
 
@@ -44,6 +45,8 @@ class Arguments:
         if not isinstance(given, Mapping):
             raise RecipeError(f"{source} must be a table, found {given!r}.")
         self.source = source
+        self.given = given
+        """All of them, taken or not."""
         self._left = dict(given)
 
     def take(self, key: str, default: Value) -> Value | Any:
@@ -109,12 +112,33 @@ def read_config(path: Path) -> Config:
         raise RecipeError(
             f"{path}: model_factory is {factory}; {' and '.join(_FACTORIES)} can be imported."
         )
-    given = _part(task, "model_args", path)
-    if factory == "PrithviModelFactory":
-        given = {_OLD_NAMES.get(key, key): value for key, value in given.items()}
-    network = Arguments(f"{path}: model_args", given)
+    network = Arguments(
+        f"{path}: model_args", _of_one_factory(factory, _part(task, "model_args", path))
+    )
     generic = "Generic" in str(data.get("class_path", ""))
     return Config(path, task, network, _part(data, "init_args", path), generic)
+
+
+def as_trained(config: Config, told: Mapping[str, Any], source: str) -> Config | None:
+    """``config`` with the network that a checkpoint says it was ``told``; None where it does not say.
+
+    What only a class can make, such as the names of bands, is taken from ``config``.
+    """
+    arguments = told.get("model_args")
+    if not isinstance(arguments, Mapping) or not arguments:
+        return None
+    given = _of_one_factory(told.get("model_factory"), arguments)
+    ours = config.network.given
+    known = {key: value if is_plain(value) else ours.get(key) for key, value in given.items()}
+    network = Arguments(f"{source}: hyper_parameters.model_args", known)
+    return replace(config, task={}, network=network)
+
+
+def _of_one_factory(factory: Any, given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``given`` under the names of EncoderDecoderFactory."""
+    if factory != "PrithviModelFactory":
+        return given
+    return {_OLD_NAMES.get(key, key): value for key, value in given.items()}
 
 
 def necks(config: Config) -> Iterator[tuple[str, Arguments]]:

@@ -1,26 +1,27 @@
 """A network in TerraTorch's words, in those of a recipe."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ValidationError
 
 from geodeploy.errors import RecipeError
-from geodeploy.imports.config import Arguments, Config, listed, necks
-from geodeploy.spec import first_problem
+from geodeploy.imports.config import Arguments, Config, as_trained, listed, necks
 from geodeploy.train.backbones.prithvi import VARIANTS
 from geodeploy.train.method_options import Lora, RsLora
-from geodeploy.train.recipe import BackboneOptions, TerraTorch
+from geodeploy.train.recipe import BackboneOptions, TerraTorch, complaint
 
 _NATIVE_TILE = 224
 _TRAINING_ALONE = (
     "backbone_pretrained", "backbone_ckpt_path", "backbone_pretrained_bands", "backbone_drop_path",
     "backbone_drop_path_rate", "backbone_mask_ratio", "backbone_norm_pix_loss", "backbone_padding",
     "backbone_coords_scale_learn", "backbone_model_bands", "backbone_in_chans", "pretrained",
-    "in_channels",
+    "in_channels", "aux_decoders",
 )  # fmt: skip
 """Arguments that change nothing in a trained model, or that its weights say themselves."""
+_SAME_FUNCTION = (*_TRAINING_ALONE, "backbone_img_size", "backbone_bands", "head_dropout")
+"""Arguments that do not change what it computes of a tile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,49 @@ def read_network(config: Config) -> Network:
     try:
         return _read_network(config)
     except ValidationError as error:
-        raise RecipeError(f"{config.network.source}: {first_problem(error)}.") from error
+        raise RecipeError(f"{config.network.source}: {complaint(error)}.") from error
+
+
+def check_as_trained(network: Network, config: Config, told: Mapping[str, Any], source: str) -> None:
+    """Refuse a ``network`` of ``config`` that is not the one that the checkpoint was ``told`` to be.
+
+    Heads, scales of adapters and the like leave no trace in the tensors: such a network would load, and
+    compute something else.
+
+    Raises:
+        RecipeError: they contradict each other; it names both.
+    """
+    trained = as_trained(config, told, source)
+    if trained is None or _function(read_network(trained)) == _function(network):
+        return
+    here, there = (dict(_leaves(one.network.given)) for one in (config, trained))
+    key = next(
+        key
+        for key in sorted(here.keys() | there)
+        if here.get(key) != there.get(key) and key.partition(".")[0] not in _SAME_FUNCTION
+    )
+    raise RecipeError(
+        f"{config.network.source}.{key} is {here.get(key, 'absent')}, and {source} was trained with "
+        f"{there.get(key, 'none')}. Give the YAML that it was trained by."
+    )
+
+
+def _function(network: Network) -> Network:
+    """``network`` without what does not change what it computes of a tile."""
+    decoder = network.decoder.model_copy(update={"dropout": 0.0})
+    return replace(network, decoder=decoder, tile=0, overlap=None, bands=())
+
+
+def _leaves(table: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """What ``table`` holds, by dotted keys."""
+    if isinstance(table, Mapping) and table:
+        for key, value in table.items():
+            yield from _leaves(value, (*place, str(key)))
+    elif isinstance(table, list | tuple) and any(isinstance(item, Mapping) for item in table):
+        for number, item in enumerate(table):
+            yield from _leaves(item, (*place, str(number)))
+    else:
+        yield ".".join(place), list(table) if isinstance(table, tuple) else table
 
 
 def _read_network(config: Config) -> Network:
@@ -74,7 +117,6 @@ def _read_network(config: Config) -> Network:
     given.only("backbone_vpt", False)
     given.only("backbone_vit_adapter", False)
     given.only("backbone_use_temporal", False)
-    given.only("aux_decoders")
     name = str(given.take("backbone", "")).removeprefix("terratorch_")
     backbone = _read_prithvi if name.startswith("prithvi") else _read_timm
     found = backbone(name, config)

@@ -1,5 +1,6 @@
 """The recipe of a model that was trained elsewhere, as far as its configuration tells one."""
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -12,10 +13,19 @@ from geodeploy.imports.config import Config, listed
 from geodeploy.imports.network import Network
 from geodeploy.imports.options import ImportOptions
 from geodeploy.imports.weights import TrainedWeights
-from geodeploy.spec import SegmentationClass, default_color, first_problem
+from geodeploy.spec import SegmentationClass, default_color
 from geodeploy.train.method_options import Full, Lora, RsLora
 from geodeploy.train.qkv import PARTS
-from geodeploy.train.recipe import IMPORTED, Data, Model, Recipe, Scene, Statistics, Training
+from geodeploy.train.recipe import (
+    IMPORTED,
+    Data,
+    Model,
+    Recipe,
+    Scene,
+    Statistics,
+    Training,
+    complaint,
+)
 
 _REACH = 20
 """Standard deviations from the mean within which a band's values are believed: it keeps whole numbers
@@ -61,7 +71,7 @@ def build_recipe(
             training=Training(epochs=1),
         )
     except ValidationError as error:
-        raise RecipeError(f"{config.path}: {first_problem(error)}.") from error
+        raise RecipeError(f"{config.path}: {complaint(error)}.") from error
 
 
 def stored_scale(config: Config, options: ImportOptions) -> float:
@@ -70,18 +80,24 @@ def stored_scale(config: Config, options: ImportOptions) -> float:
     Raises:
         RecipeError: the configuration does not say.
     """
-    told = options.scale or config.told("constant_scale")
+    told = options.scale if options.scale is not None else config.told("constant_scale")
     if told is None and not config.is_generic:
         raise RecipeError(
             f"{config.path} does not say what stored values are multiplied with "
             "(data.init_args.constant_scale): give the number with --scale, 1 for none."
         )
     try:
-        return float(told or 1.0)
+        scale = 1.0 if told is None else float(told)
     except (TypeError, ValueError) as error:
         raise RecipeError(
             f"{config.path}: data.init_args.constant_scale must be a number, found {told!r}."
         ) from error
+    if not 0 < scale < math.inf:
+        raise RecipeError(
+            f"{config.path}: data.init_args.constant_scale must be greater than 0, found {told!r}. "
+            "Give the number that stored values were multiplied with by --scale, 1 for none."
+        )
+    return scale
 
 
 def _data(config: Config, bands: Sequence[str], options: ImportOptions) -> Data:
@@ -134,6 +150,12 @@ def _statistics(
         raise RecipeError(
             f"{config.path} has {len(found)} numbers for the {what} of {len(bands)} bands, "
             f"{', '.join(bands)}. Give as many with --{what}, or name the bands with --bands."
+        )
+    if odd := [item for item in found if not math.isfinite(item) or (what == "std" and item <= 0)]:
+        raise RecipeError(
+            f"{config.path}: data.init_args.{what}s must be finite numbers"
+            f"{', greater than 0' if what == 'std' else ''}; found {odd[0]!r}. Give those that it was "
+            f"trained with by --{what}."
         )
     return tuple(float(item) for item in found)
 

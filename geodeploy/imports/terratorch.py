@@ -1,5 +1,6 @@
 """The main flow of an import: a checkpoint of TerraTorch and its YAML in, a RUN folder out."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,9 @@ from torch import Tensor, nn
 
 from geodeploy.errors import RecipeError, WeightsError, first_line
 from geodeploy.imports.card import model_card
-from geodeploy.imports.checkpoint import load_tensors
+from geodeploy.imports.checkpoint import load_checkpoint
 from geodeploy.imports.config import read_config
-from geodeploy.imports.network import Network, read_network
+from geodeploy.imports.network import Network, check_as_trained, read_network
 from geodeploy.imports.options import ImportOptions
 from geodeploy.imports.recipe import build_recipe
 from geodeploy.imports.tiles import cut_real_tiles, find_images
@@ -68,7 +69,9 @@ def import_checkpoint(
     check_new_folder(output)
     config = read_config(config_file)
     network = read_network(config)
-    weights = sort_weights(load_tensors(checkpoint), network, str(checkpoint))
+    found = load_checkpoint(checkpoint)
+    check_as_trained(network, config, found.told, str(checkpoint))
+    weights = sort_weights(found.tensors, network, str(checkpoint))
     recipe = build_recipe(config, network, weights, output.name, options)
     backbone = _load_backbone(recipe, weights, checkpoint)
     start = {name: value.clone() for name, value in backbone.encoder.state_dict().items()}
@@ -112,6 +115,7 @@ def _load_backbone(recipe: Recipe, weights: TrainedWeights, source: Path) -> Bac
     encoder: Any = backbone.encoder
     tensors = dict(weights.encoder)
     if isinstance(encoder, Prithvi) and "pos_embed" in tensors:
+        _check_dates(tensors["pos_embed"], encoder.stacks, source)
         side = encoder.patch_embed.grid_size[0]
         tensors["pos_embed"] = resample(tensors["pos_embed"], encoder.stacks, side)
     if not isinstance(encoder, Prithvi) and hasattr(encoder, "norm"):
@@ -119,6 +123,16 @@ def _load_backbone(recipe: Recipe, weights: TrainedWeights, source: Path) -> Bac
         tensors |= {f"norm.{name}": value for name, value in encoder.norm.state_dict().items()}
     _load(encoder, tensors, source)
     return backbone
+
+
+def _check_dates(positions_1ND: Tensor, dates: int, source: Path) -> None:
+    patches = positions_1ND.shape[1] - 1
+    if patches % dates or math.isqrt(patches // dates) ** 2 * dates != patches:
+        raise WeightsError(
+            f"{source} has positions for {patches} patches, which are no square of them for each of "
+            f"the {dates} dates that its YAML says (backbone_num_frames). Give the YAML that it was "
+            "trained by."
+        )
 
 
 def _load_adapters(wrapped: nn.Module, weights: TrainedWeights, source: Path) -> None:

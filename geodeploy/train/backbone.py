@@ -74,6 +74,11 @@ def build_backbone(
     family, wanted = FAMILIES.get(model.backbone, TIMM), Wanted(model, tuple(bands), gsd_m)
     if model.timesteps > 1 and not family.dates:
         raise RecipeError(f"model.timesteps: {model.backbone} takes 1 date, found {model.timesteps}.")
+    if not family.told and (told := [key for key in ("dates", "place") if getattr(model, key)]):
+        raise RecipeError(
+            f"model.{told[0]}: {model.backbone} was not trained with dates and places. Leave it out, "
+            f"or take one that was: {', '.join(name for name, one in FAMILIES.items() if one.told)}."
+        )
     encoder = family.create(wanted)
     taps = find_taps(encoder, model.terratorch.blocks if model.terratorch else None)
     taps = replace(taps, raw=model.terratorch is not None)

@@ -123,6 +123,10 @@ def _method(spec: ModelSpec, recipe: Recipe, counts: ParameterCounts, steps: int
         decoder += " with a convolutional stem"
     teachers = [f"`{teacher.name}`" for teacher in recipe.distillation.teachers]
     taught = f"Distilled from {' and '.join(teachers)}. " if teachers else ""
+    told = [f"the dates {', '.join(map(str, model.dates))}"] if model.dates else []
+    told += [f"the place {model.place.lat:g}, {model.place.lon:g}"] if model.place else []
+    if told:
+        taught = f"It is told {' and '.join(told)}, of every scene. {taught}"
     return (
         f"## Method\n\nBackbone `{model.backbone}` from {_origin(spec)}; {method}; {decoder}. {taught}"
         f"{counts}. {steps} steps of {training.windows} tiles, learning rate {training.lr:g} "

@@ -7,6 +7,7 @@ import tomllib
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -330,6 +331,13 @@ class TerraTorch(_Table):
         return self
 
 
+class Place(_Table):
+    """Where on the ground, in degrees (WGS 84)."""
+
+    lat: Annotated[float, Field(ge=-90, le=90)]
+    lon: Annotated[float, Field(ge=-180, le=180)]
+
+
 class Model(_Table):
     """The network."""
 
@@ -351,6 +359,12 @@ class Model(_Table):
     """Pixels shared by neighbouring tiles."""
     timesteps: PositiveInt = 1
     """Dates of a place that Prithvi and ``light`` take together, the oldest first."""
+    dates: tuple[date, ...] | None = None
+    """What Prithvi's networks called TL are told of when their scenes were seen: a day for each of the
+    ``timesteps``, the oldest first. It becomes a part of the model, the same for every scene. None
+    tells them nothing."""
+    place: Place | None = None
+    """What they are told of where their scenes lie: one place, for every scene."""
     scaling: Literal["zscore", "log"] = "zscore"
     """How pixels are normalised: (x - mean) / std, or log(max(x, mean / 50) / mean), which turns the
     gain of a sensor or of the light into an offset."""
@@ -383,6 +397,15 @@ class Model(_Table):
                 f"decoder_channels must be one number for {self.decoder}, found "
                 f"{list(self.decoder_channels)}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _dates_in_order(self) -> Self:
+        dates = self.dates or ()
+        if self.dates is not None and len(dates) != self.timesteps:
+            raise ValueError(f"dates must be one a timestep, {self.timesteps}; found {len(dates)}")
+        if list(dates) != sorted(dates):
+            raise ValueError(f"dates must begin with the oldest, found {', '.join(map(str, dates))}")
         return self
 
     @model_validator(mode="after")
@@ -736,7 +759,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         recipe = Recipe.model_validate(document)
     except ValidationError as error:
-        raise RecipeError(f"{path}: {_complaint(error)}.") from error
+        raise RecipeError(f"{path}: {complaint(error)}.") from error
     return _absolute(recipe, path.resolve().parent)
 
 
@@ -869,7 +892,7 @@ def _tables_in(value: Any) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]
                 yield (str(number),), item
 
 
-def _complaint(error: ValidationError) -> str:
+def complaint(error: ValidationError) -> str:
     """The first of pydantic's complaints: the key, what is needed, what was found."""
     problem = error.errors(include_url=False)[0]
     # Parts with a bracket, these two and a method's name tell which type pydantic tried, and no key.

@@ -68,6 +68,7 @@ KEPT: dict[str, dict[str, Any]] = {
 """Models whose checkpoints are kept, by name: ``model_args``."""
 OTHERS: dict[str, dict[str, Any]] = {
     "full": _PRITHVI | {"necks": _NECKS} | _UNET,
+    "auxiliary": _PRITHVI | {"necks": _NECKS} | _UNET,
     "no-necks": _PRITHVI | {"decoder": "FCNDecoder", "decoder_channels": 8},
     "scale-modules": _PRITHVI
     | {"necks": _NECKS[:2], "decoder": "UperNetDecoder", "decoder_channels": 8}
@@ -104,6 +105,7 @@ def train_tiny(name: str, folder: Path) -> None:
     """
     import lightning
     from terratorch.datamodules import GenericNonGeoSegmentationDataModule
+    from terratorch.models.model import AuxiliaryHead
     from terratorch.tasks import SemanticSegmentationTask
 
     # TerraTorch asks for less when it is imported, and gets bfloat16 where the processor has it.
@@ -148,9 +150,13 @@ def train_tiny(name: str, folder: Path) -> None:
         },
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
+    beside: dict[str, Any] = {}
+    if name == "auxiliary":
+        beside["aux_heads"] = [AuxiliaryHead("deep", "FCNDecoder", {"decoder_channels": 8})]
+        beside["aux_loss"] = {"deep": 0.4}
     with _quiet():
         lightning.seed_everything(5, verbose=False)
-        task = SemanticSegmentationTask(**copy.deepcopy(task_arguments))
+        task = SemanticSegmentationTask(**copy.deepcopy(task_arguments), **beside)
         roots = {key: str(folder / "chips") for key in data_arguments if key.endswith("_data_root")}
         trainer = lightning.Trainer(
             accelerator="cpu",

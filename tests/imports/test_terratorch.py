@@ -210,12 +210,16 @@ DATA, TASK, NETWORK = "data.init_args", "model.init_args", "model.init_args.mode
         (f"{NETWORK}.peft_config.peft_config_kwargs.r", 3, "adapters of another rank"),
         (f"{NETWORK}.peft_config.peft_config_kwargs.use_dora", True, "use_dora: True cannot"),
         (f"{NETWORK}.peft_config", 3, "peft_config must be a table, found 3"),
-        (f"{NETWORK}.backbone_depth", -1, r"model_args: depth: .*greater than 0"),
-        (f"{NETWORK}.head_dropout", 1.5, r"model_args: dropout: .*less than 1"),
+        (f"{NETWORK}.backbone_depth", -1, "model_args: depth must be greater than 0, found -1"),
+        (f"{NETWORK}.head_dropout", 1.5, r"model_args: dropout must be less than 1, found 1\.5"),
         (f"{NETWORK}.backbone_patch_size", [], "backbone_patch_size must have a whole number"),
         (f"{TASK}.class_names", 3, "1 names are given for 3 classes"),
         (f"{TASK}.tiled_inference_parameters", "x", "tiled_inference_parameters must be a table"),
         (f"{DATA}.constant_scale", "x", "constant_scale must be a number, found 'x'"),
+        (f"{DATA}.constant_scale", 0, "constant_scale must be greater than 0, found 0"),
+        (f"{DATA}.constant_scale", -0.1, r"constant_scale must be greater than 0, found -0\.1"),
+        (f"{DATA}.stds", [0.0] * 6, r"stds must be finite numbers, greater than 0; found 0\.0"),
+        (f"{NETWORK}.aux_decoders", [{"name": "aux", "decoder": "FCNDecoder"}], None),
         (f"{DATA}.output_bands", 3, "does not name the bands"),
         (f"{DATA}.means", ["1e-1"] * 6, r"means holds the text '1e-1' .*1\.0e-1"),
         (f"{NETWORK}.peft_config", None, "has adapters, and its YAML no peft_config"),
@@ -232,15 +236,79 @@ def test_what_cannot_be_imported_is_said_in_one_line(
         table = table[part]
     table[last] = value
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    # Weights alone, which do not say what the model was made with.
+    content = torch.load(folder / "model.ckpt", weights_only=True)
+    torch.save(content["state_dict"], tmp_path / "model.ckpt")
     options = ImportOptions(scenes=(scene,))
     run = tmp_path / "run"
     if complaint is None:
-        import_terratorch(folder / "model.ckpt", tmp_path / "config.yaml", run, options=options)
+        import_terratorch(tmp_path / "model.ckpt", tmp_path / "config.yaml", run, options=options)
         return
     with pytest.raises((RecipeError, WeightsError), match=complaint) as caught:
+        import_terratorch(tmp_path / "model.ckpt", tmp_path / "config.yaml", run, options=options)
+    assert "\n" not in str(caught.value)
+    assert not run.exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "complaint"),
+    [
+        ("backbone_num_heads", 4, r"backbone_num_heads is 4, and .*model\.ckpt was trained with 2\. "),
+        ("backbone_num_heads", None, "backbone_num_heads is None, and .* was trained with 2"),
+        ("peft_config.peft_config_kwargs.lora_alpha", 8, r"kwargs\.lora_alpha is 8, .* with 4\. "),
+        ("peft_config.peft_config_kwargs.r", 4, r"kwargs\.r is 4, .* with 2\. "),
+        ("peft_config.peft_config_kwargs.use_rslora", True, "use_rslora is True, .* with none"),
+        ("decoder_align_corners", False, "decoder_align_corners is False, .* with none"),
+        ("necks.0.indices", [0, 1, 3, 2], r"necks\.0\.indices is \[0, 1, 3, 2\], .*\[0, 1, 2, 3\]"),
+        ("head_dropout", 0.3, None),
+        ("decoder_align_corners", True, None),
+        ("backbone_drop_path", 0.1, None),
+        ("aux_decoders", [{"name": "aux", "decoder": "FCNDecoder"}], None),
+    ],
+)
+def test_a_yaml_that_the_checkpoint_was_not_trained_by_is_refused_where_it_computes_something_else(
+    key: str, value: Any, complaint: str | None, scene: Path, tmp_path: Path
+) -> None:
+    folder = CHECKPOINTS / "lora"
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    table = config["model"]["init_args"]["model_args"]
+    *parents, last = key.split(".")
+    for part in parents:
+        table = table[int(part) if part.isdecimal() else part]
+    table[last] = value
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    options, run = ImportOptions(scenes=(scene,)), tmp_path / "run"
+    if complaint is None:
+        import_terratorch(folder / "model.ckpt", tmp_path / "config.yaml", run, options=options)
+        return
+    with pytest.raises(RecipeError, match=complaint) as caught:
         import_terratorch(folder / "model.ckpt", tmp_path / "config.yaml", run, options=options)
     assert "\n" not in str(caught.value)
     assert not run.exists()
+
+
+def test_dates_that_the_checkpoint_has_no_positions_for_are_refused(
+    scene: Path, tmp_path: Path
+) -> None:
+    folder = CHECKPOINTS / "dates"
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    network = config["model"]["init_args"]["model_args"]
+    network["backbone_num_frames"] = network["necks"][1]["effective_time_dim"] = 3
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    content = torch.load(folder / "model.ckpt", weights_only=True)
+    torch.save(content["state_dict"], tmp_path / "weights.ckpt")
+    for file, complaint in (
+        (folder / "model.ckpt", "backbone_num_frames is 3, .* trained with 2"),
+        (tmp_path / "weights.ckpt", "positions for 32 patches, .* the 3 dates"),
+    ):
+        with pytest.raises((RecipeError, WeightsError), match=complaint) as caught:
+            import_terratorch(
+                file,
+                tmp_path / "config.yaml",
+                tmp_path / "run",
+                options=ImportOptions(scenes=(scene,)),
+            )
+        assert "\n" not in str(caught.value)
 
 
 def test_a_band_that_the_images_do_not_have_is_named(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 
@@ -11,7 +12,7 @@ from geodeploy.errors import RecipeError, WeightsError
 from geodeploy.export import export
 from geodeploy.train.backbone import build_backbone
 from geodeploy.train.backbones.prithvi import BANDS
-from geodeploy.train.recipe import Model
+from geodeploy.train.recipe import Model, load_recipe
 from geodeploy.train.run import load_run
 
 TINY: dict[str, Any] = {
@@ -64,6 +65,11 @@ def test_dates_change_the_positions_alone_in_their_own_part() -> None:
     ("change", "complaint"),
     [
         ({"options": {"embed_dim": 40}}, "embed_dim: prithvi_eo_v2_tiny needs a multiple of 16"),
+        ({"dates": ["2020-05-31"]}, "model.dates: prithvi_eo_v2_tiny was not trained with dates"),
+        (
+            {"backbone": "vit_tiny_patch16_224", "place": {"lat": 50.0, "lon": 8.0}, "options": {}},
+            r"model.place: vit_tiny_patch16_224 .* take one that was: prithvi_eo_v2_tiny_tl",
+        ),
         ({"tile": 40}, "40 is no multiple of the patch of 16; take 32 or 48"),
         ({"backbone": "vit_tiny_patch16_224", "timesteps": 2}, "takes 1 date, found 2"),
         (
@@ -89,3 +95,88 @@ def test_it_is_trained_with_a_decoder_of_terratorch(tune: Callable[..., Path], t
     )
     assert load_run(run).model.taps.indices == (0, 0, 1, 1)
     assert export(run, tmp_path / "model.onnx").released
+
+
+TOLD = {"dates": ["2020-05-31"], "place": {"lat": 50.0, "lon": 8.0}}
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ("model.dates=[]", "dates must be one a timestep, 1; found 0"),
+        ('model.dates=["2020-05-31", "2020-07-01"]', "dates must be one a timestep, 1; found 2"),
+        ('model.dates=["31.5.2020"]', r"model\.dates\.0 must be a valid date"),
+        ("model.place={lat=95.0, lon=8.0}", r"model\.place\.lat must be less than or equal to 90"),
+        ("model.place={lat=50.0}", r"model\.place\.lon is missing"),
+        (
+            ["model.timesteps=2", 'model.dates=["2020-07-01", "2020-05-31"]'],
+            "dates must begin with the oldest, found 2020-07-01, 2020-05-31",
+        ),
+    ],
+)
+def test_dates_and_places_that_cannot_be_are_said(
+    change: str | list[str], complaint: str, tmp_path: Path
+) -> None:
+    recipe = Path(__file__).parents[2] / "train/quickstart.toml"
+    changes = [change] if isinstance(change, str) else change
+    with pytest.raises(RecipeError, match=complaint) as caught:
+        load_recipe(recipe, ["model.backbone=prithvi_eo_v2_tiny_tl", *changes])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("key", "absent"), [("dates", "temporal"), ("place", "location")])
+def test_weights_that_were_trained_without_them_are_told_no_dates_and_places(
+    key: str, absent: str, tmp_path: Path
+) -> None:
+    backbone = {"backbone": "prithvi_eo_v2_tiny_tl"}
+    published = dict(encoder_of(BANDS, weights="random", **backbone).state_dict())
+    published |= {
+        f"{name}_embed_enc.scale": torch.tensor([0.3]) for name in {"temporal", "location"} - {absent}
+    }
+    torch.save(published, tmp_path / "prithvi.pt")
+    told = backbone | {"weights": str(tmp_path / "prithvi.pt"), key: TOLD[key]}
+    with pytest.raises(WeightsError, match=f"without {key}: they have no {absent}_embed_enc"):
+        encoder_of(BANDS, **told)
+
+
+def test_nobody_tells_a_network_when_and_where_unless_the_recipe_does() -> None:
+    plain, silent, told = (
+        encoder_of(BANDS, weights="random", **more).pos_embed
+        for more in (
+            {},
+            {"backbone": "prithvi_eo_v2_tiny_tl"},
+            {"backbone": "prithvi_eo_v2_tiny_tl", **TOLD},
+        )
+    )
+    assert torch.equal(plain, silent)
+    assert torch.equal(told[:, 0], plain[:, 0])  # of the class token
+    added = (told - plain)[0, 1:]
+    torch.testing.assert_close(added, added[:1].expand_as(added), atol=1e-6, rtol=0)
+    assert added.abs().max() > 0.05
+
+
+def test_what_it_is_told_is_a_part_of_the_run_and_of_its_export(
+    tune: Callable[..., Path], tmp_path: Path
+) -> None:
+    silent = encoder_of(BANDS, weights="random", options={})
+    published = {f"encoder.{name}": value for name, value in silent.state_dict().items()}
+    published |= {f"encoder.{name}_embed_enc.scale": torch.ones(1) for name in ("temporal", "location")}
+    torch.save(published, tmp_path / "prithvi.pt")
+    run = tune(
+        "model.backbone=prithvi_eo_v2_tiny_tl",
+        f"model.weights={tmp_path / 'prithvi.pt'}",
+        "model.options={}",
+        "model.tile=32",
+        'model.dates=["2020-05-31"]',
+        "model.place={lat=50.5, lon=-8}",
+        "method.name=lora",
+    )
+    loaded = load_run(run)
+    positions = dict(loaded.model.backbone.named_buffers())["base_model.model.pos_embed"]
+    assert (positions - silent.pos_embed).abs().max() > 0.5
+    assert (
+        "told the dates 2020-05-31 and the place 50.5, -8, of every" in (run / "README.md").read_text()
+    )
+    assert export(run, tmp_path / "model.onnx").released
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    assert len(graph.input) == 1

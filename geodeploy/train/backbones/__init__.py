@@ -23,7 +23,8 @@ TIMM = Family(timm_models.create, timm_models.convert, colours=True)
 """Of every name that is not in the table."""
 FAMILIES = {
     LIGHT: Family(light.create, light.convert, colours=True, dates=True),
-    **dict.fromkeys(prithvi.NAMES, Family(prithvi.create, prithvi.convert, dates=True)),
+    **dict.fromkeys(prithvi.VARIANTS, Family(prithvi.create, prithvi.convert, dates=True)),
+    **dict.fromkeys(prithvi.TOLD, Family(prithvi.create, prithvi.convert, dates=True, told=True)),
     **dict.fromkeys(ssl4eo.VARIANTS, Family(ssl4eo.create, ssl4eo.convert)),
     **dict.fromkeys(dinov3.NAMES, Family(timm_models.create, dinov3.convert, colours=True)),
     **dict.fromkeys(dofa.VARIANTS, Family(dofa.create, dofa.convert)),

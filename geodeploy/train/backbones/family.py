@@ -58,6 +58,8 @@ class Family:
     """Whether the weights are for red, green and blue, from which filters for other bands are made."""
     dates: bool = False
     """Whether it takes several dates."""
+    told: bool = False
+    """Whether it can be told when and where its scenes were seen."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,8 @@ def ours(reference: Reference, tensors: dict[str, Tensor], side: int, folder: Pa
         weights=str(folder / "published.pth"),
         tile=side,
         overlap=8,
+        timesteps=reference.dates,
+        **reference.told,
     )
     return build_backbone(model, reference.bands, gsd_m=GSD_M)
 

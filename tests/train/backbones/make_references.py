@@ -8,7 +8,7 @@ import sys
 
 import torch
 from comparing import KEPT
-from references import REFERENCES, filled, pixels_of
+from references import REFERENCES, ask_for_float32, filled, pixels_of
 
 VALUES = 48
 """Kept of each map, spread evenly."""
@@ -29,6 +29,7 @@ def values_of(tensor: torch.Tensor) -> list[float]:
 def main(names: list[str]) -> None:
     """Write a file a reference."""
     torch.set_num_threads(1)
+    ask_for_float32()
     KEPT.mkdir(exist_ok=True)
     for name in names or REFERENCES:
         reference = REFERENCES[name]
@@ -40,12 +41,12 @@ def main(names: list[str]) -> None:
             "constants": {
                 key: [list(value.shape), values_of(value)]
                 for key, value in tensors.items()
-                if key not in parameters
+                if key not in parameters and key not in reference.computed
             },
             "maps": {
                 side: [
                     [round(float(item), 6) for item in sample(values)]
-                    for values in reference.answer(tensors, pixels_of(len(reference.bands), side))
+                    for values in reference.answer(tensors, pixels_of(reference.planes, side))
                 ]
                 for side in reference.sides
             },

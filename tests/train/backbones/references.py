@@ -53,6 +53,16 @@ class Reference:
     packed: Callable[[dict[str, Tensor]], Any] = dict
     """The file as it is published, of the network's tensors."""
     sides: tuple[int, int] = (NATIVE, OTHER)
+    dates: int = 1
+    told: dict[str, Any] = field(default_factory=dict)
+    """More of the recipe's table ``model``."""
+    computed: tuple[str, ...] = ()
+    """Of its tensors those that it computes: nothing of a file's is taken for them."""
+
+    @property
+    def planes(self) -> int:
+        """What one pixel is made of: the bands of every date."""
+        return len(self.bands) * self.dates
 
     def answer(self, tensors: dict[str, Tensor], pixels: Tensor) -> list[Tensor]:
         """The maps of ``pixels``, the recipe's bands, in the network with ``tensors``."""
@@ -65,12 +75,20 @@ class Reference:
             return [item.clone() for item in self.maps(network, self.given(pixels))]
 
     def given(self, pixels: Tensor) -> Tensor:
-        """What the network is shown for ``pixels``, the recipe's bands."""
+        """What the network is shown for ``pixels``, the recipe's bands of one date after another."""
         if self.takes is None:
             return pixels
-        shown = torch.zeros(len(pixels), len(self.takes), *pixels.shape[2:])
-        shown[:, [self.takes.index(band) for band in self.bands]] = pixels
-        return shown
+        each = pixels.reshape(-1, len(self.bands), *pixels.shape[2:])
+        shown = torch.zeros(len(each), len(self.takes), *pixels.shape[2:])
+        shown[:, [self.takes.index(band) for band in self.bands]] = each
+        return shown.reshape(len(pixels), -1, *pixels.shape[2:])
+
+
+def ask_for_float32() -> None:
+    """A module of terratorch asks for less once it is imported, and gets bfloat16 where there is."""
+    import terratorch.models.backbones.clay_v15.model  # noqa: F401
+
+    torch.set_float32_matmul_precision("highest")
 
 
 def fill(name: str, shape: tuple[int, ...]) -> Tensor:
@@ -127,6 +145,35 @@ def block_outputs(look: Callable[[Any], Any], blocks: Any, pixels: Any) -> list[
     return found
 
 
+def build_prithvi(_: int, *, dates: int = 1, patch: int = 16, told: bool = True) -> nn.Module:
+    from terratorch.models.backbones.prithvi_mae import PrithviViT
+
+    # As in a file: positions of another tile are resampled as it is looked at.
+    return PrithviViT(
+        img_size=224, patch_size=patch, num_frames=dates, in_chans=6, coords_scale_learn=True,
+        coords_encoding=["time", "location"] if told else [], **TINY,
+    )  # fmt: skip
+
+
+def prithvi_maps(
+    network: Any,
+    pixels: Tensor,
+    days: list[list[float]] | None = None,
+    place: list[float] | None = None,
+) -> list[Tensor]:
+    """Of pixels (B, T C, H, W), of which it is told year and day of each, latitude and longitude."""
+    dates = pixels.reshape(len(pixels), -1, 6, *pixels.shape[2:]).swapaxes(1, 2)
+    told = [None if one is None else torch.tensor([one] * len(pixels)) for one in (days, place)]
+    features = network.forward_features(dates, temporal_coords=told[0], location_coords=told[1])
+    maps: list[Tensor] = network.prepare_features_for_image_model(features)
+    return maps
+
+
+def of_encoder(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As the file of a whole masked autoencoder has them."""
+    return {f"encoder.{name}": value for name, value in tensors.items()}
+
+
 def build_dofa(side: int) -> nn.Module:
     from torchgeo.models.dofa import DOFA
 
@@ -180,6 +227,20 @@ def build_resnet18(_: int) -> nn.Module:
     return resnet18(in_chans=7, num_classes=0)
 
 
+def build_resnet50(_: int) -> nn.Module:
+    from torchgeo.models import resnet50
+
+    return resnet50(in_chans=13, num_classes=0)
+
+
+def build_softcon(_: int) -> nn.Module:
+    from torchgeo.models import vit_small_patch14_dinov2
+
+    return vit_small_patch14_dinov2(
+        in_chans=13, num_classes=0, img_size=56, dynamic_img_size=True, **TINY
+    )
+
+
 def build_clay_v1(side: int) -> nn.Module:
     from terratorch.models.backbones.clay_v1.modules import EmbeddingEncoder
 
@@ -196,10 +257,8 @@ def clay_v1_maps(network: nn.Module, pixels: Tensor) -> list[Tensor]:
 
 
 def build_clay_v15(_: int) -> nn.Module:
-    precision = torch.get_float32_matmul_precision()
     from terratorch.models.backbones.clay_v15.model import Encoder
 
-    torch.set_float32_matmul_precision(precision)  # which that module lowers
     return Encoder(
         mask_ratio=0.0, shuffle=False, patch_size=PATCH, dim=32, depth=2, heads=2, dim_head=16,
         mlp_ratio=4.0,
@@ -214,12 +273,12 @@ def clay_v15_maps(network: Any, pixels: Tensor) -> list[Tensor]:
     return [torch.empty(0), grid(network(cube)[0])]
 
 
-def build_terramind(_: int) -> nn.Module:
+def build_terramind(_: int, *, modality: str = "S2L2A") -> nn.Module:
     from terratorch.models.backbones.terramind.model.terramind_vit import TerraMindViT
     from terratorch.models.backbones.terramind.model.tm_utils import LayerNorm
 
     return TerraMindViT(
-        img_size=64, modalities=["S2L2A"], dim=32, encoder_depth=2, num_heads=2, qkv_bias=False,
+        img_size=64, modalities=[modality], dim=32, encoder_depth=2, num_heads=2, qkv_bias=False,
         proj_bias=False, mlp_bias=False, norm_layer=partial(LayerNorm, eps=1e-6, bias=False),
         act_layer=nn.SiLU, gated_mlp=True,
     )  # fmt: skip
@@ -302,12 +361,12 @@ def galileo_maps(network: Any, pixels: Tensor, *, patch: int = PATCH) -> list[Te
     return maps
 
 
-def build_dinov3(_: int) -> nn.Module:
+def build_dinov3(_: int, **options: Any) -> nn.Module:
     from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
     return DINOv3ViTModel(
         DINOv3ViTConfig(
-            patch_size=16, hidden_size=32, intermediate_size=128, num_hidden_layers=2,
+            **{"intermediate_size": 128} | options, patch_size=16, hidden_size=32, num_hidden_layers=2,
             num_attention_heads=2, num_register_tokens=4,
         )
     )  # fmt: skip
@@ -318,7 +377,52 @@ def dinov3_maps(network: Any, pixels: Tensor) -> list[Tensor]:
     return [grid(told.hidden_states[1], 5), grid(told.last_hidden_state, 5)]
 
 
+_PRITHVI = ("blue", "green", "red", "nir08", "swir16", "swir22")
+
 REFERENCES = {
+    "prithvi_v1": Reference(
+        "prithvi_eo_v1_100",
+        ("swir16", "blue", "nir08"),
+        partial(build_prithvi, told=False),
+        prithvi_maps,
+        takes=_PRITHVI,
+        sides=(224, 96),
+        computed=("pos_embed",),
+    ),
+    "prithvi_v2_dates": Reference(
+        "prithvi_eo_v2_300",
+        ("swir16", "blue", "nir08"),
+        partial(build_prithvi, dates=3),
+        prithvi_maps,
+        takes=_PRITHVI,
+        packed=of_encoder,
+        sides=(224, 96),
+        dates=3,
+        computed=("pos_embed",),
+    ),
+    "prithvi_v2_told": Reference(
+        "prithvi_eo_v2_300_tl",
+        ("swir16", "blue", "nir08"),
+        partial(build_prithvi, dates=2),
+        # Days of the year are counted from 0.
+        partial(prithvi_maps, days=[[2018.0, 199.0], [2020.0, 60.0]], place=[-12.5, 130.25]),
+        takes=_PRITHVI,
+        packed=of_encoder,
+        sides=(224, 96),
+        dates=2,
+        told={"dates": ("2018-07-19", "2020-03-01"), "place": {"lat": -12.5, "lon": 130.25}},
+        computed=("pos_embed",),
+    ),
+    "prithvi_v2_patch14": Reference(
+        "prithvi_eo_v2_600_tl",
+        ("swir22", "red"),
+        partial(build_prithvi, patch=14),
+        prithvi_maps,
+        takes=_PRITHVI,
+        packed=of_encoder,
+        sides=(224, 98),
+        computed=("pos_embed",),
+    ),
     "dofa": Reference(
         "dofa_base",
         ("swir16", "vv", "blue", "red", "coastal"),
@@ -352,6 +456,22 @@ REFERENCES = {
         takes=("coastal", "blue", "green", "red", "nir", "swir16", "swir22"),
         sides=(64, 96),
     ),
+    "ssl4eo_resnet50": Reference(
+        "ssl4eo_resnet50_s2",
+        ("nir", "red", "swir22", "coastal"),
+        build_resnet50,
+        of_timm,
+        takes=S2,
+        sides=(64, 96),
+    ),
+    "softcon": Reference(
+        "ssl4eo_vit_small14_s2",
+        ("nir", "red", "swir22", "coastal"),
+        build_softcon,
+        of_timm,
+        takes=S2,
+        sides=(56, 84),
+    ),
     "clay_v1": Reference(
         "clay_v1_base",
         ("swir16", "red", "nir"),
@@ -378,6 +498,22 @@ REFERENCES = {
         takes=tuple(band for band in S2 if band != "cirrus"),
         sides=(64, 96),
     ),
+    "terramind_s1": Reference(
+        "terramind_v1_base_s1grd",
+        ("vh", "vv"),
+        partial(build_terramind, modality="S1GRD"),
+        lambda network, pixels: [grid(tokens, 0) for tokens in network(pixels)],
+        takes=("vv", "vh"),
+        sides=(64, 96),
+    ),
+    "terramind_rgb": Reference(
+        "terramind_v1_tiny_rgb",
+        ("blue", "red", "green"),
+        partial(build_terramind, modality="RGB"),
+        lambda network, pixels: [grid(tokens, 0) for tokens in network(pixels)],
+        takes=("red", "green", "blue"),
+        sides=(64, 96),
+    ),
     "satmae": Reference(
         "satmae_large",
         ("swir16", "blue", "nir08", "nir"),
@@ -398,6 +534,34 @@ REFERENCES = {
         "vit_small_patch16_dinov3_qkvb",
         ("red", "green", "blue"),
         build_dinov3,
+        dinov3_maps,
+        sides=(64, 96),
+    ),
+    "dinov3_plain": Reference(
+        "vit_large_patch16_dinov3",
+        ("red", "green", "blue"),
+        partial(build_dinov3, query_bias=False, value_bias=False),
+        dinov3_maps,
+        sides=(64, 96),
+    ),
+    "dinov3_gated": Reference(
+        "vit_huge_plus_patch16_dinov3_qkvb",
+        ("red", "green", "blue"),
+        partial(build_dinov3, use_gated_mlp=True, hidden_act="silu"),
+        dinov3_maps,
+        sides=(64, 96),
+    ),
+    "dinov3_7b": Reference(
+        "vit_7b_patch16_dinov3",
+        ("red", "green", "blue"),
+        partial(
+            build_dinov3,
+            use_gated_mlp=True,
+            hidden_act="silu",
+            intermediate_size=64,
+            query_bias=False,
+            value_bias=False,
+        ),
         dinov3_maps,
         sides=(64, 96),
     ),

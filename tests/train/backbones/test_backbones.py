@@ -26,7 +26,7 @@ def test_published_weights_give_what_the_published_network_gave(name: str, tmp_p
     kept = json.loads((KEPT / f"{name}.json").read_text())["maps"]
     assert len(kept) == 2
     for side, needed in kept.items():
-        pixels = pixels_of(len(reference.bands), int(side))
+        pixels = pixels_of(reference.planes, int(side))
         maps = maps_of(ours(reference, tensors, int(side), tmp_path), pixels)
         for values, wanted in zip(maps, needed, strict=True):
             if wanted:

@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 from comparing import LARGEST, largest_difference, maps_of, ours
-from references import GSD_M, REFERENCES, filled, galileo_maps, pixels_of, source_of
+from references import (
+    GSD_M,
+    REFERENCES,
+    ask_for_float32,
+    filled,
+    galileo_maps,
+    pixels_of,
+    source_of,
+)
 
 from geodeploy.train.backbone import build_backbone
 from geodeploy.train.recipe import Model
@@ -19,6 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # of libraries that are not o
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
+    ask_for_float32()
 
 
 @pytest.mark.parametrize("patch", [8, 4])
@@ -53,7 +62,7 @@ def test_published_weights_give_the_features_that_the_published_network_gives(
     except ImportError as error:
         pytest.skip(str(error))
     for side in reference.sides:
-        pixels = pixels_of(len(reference.bands), side)
+        pixels = pixels_of(reference.planes, side)
         backbone = ours(reference, tensors, side, tmp_path)
         assert not backbone.new_patches
         found = largest_difference(maps_of(backbone, pixels), reference.answer(tensors, pixels))
