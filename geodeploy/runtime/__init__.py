@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geodeploy.errors import DeviceError, ModelError, ParityError, require
-from geodeploy.runtime.driver import is_loadable
 from geodeploy.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -217,8 +216,8 @@ def _takes_openvino(model: Path, spec: ModelSpec, runtime: Runtime, device: Devi
         return True
     if runtime != "auto" or device == "cuda" or not proved:
         return False
-    takes_gpu = device == "auto" and _is_installed("onnxruntime-gpu") and is_loadable()
-    if takes_gpu or platform.machine() not in ("x86_64", "AMD64"):
+    has_gpu = device == "auto" and _is_installed("onnxruntime-gpu")
+    if has_gpu or platform.machine() not in ("x86_64", "AMD64"):
         return False
     if "openvino" not in proved:
         log.info("Running %s in ONNX Runtime: its parity report does not cover OpenVINO.", model.name)

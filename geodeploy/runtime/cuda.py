@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from geodeploy.errors import DeviceError, missing_extra
 
-_ADVICE = "TensorRT needs a GPU: see `geodeploy doctor`, or leave TensorRT out."
+_ADVICE = "See `geodeploy doctor`, or leave TensorRT out, which needs one."
 
 
 class Cuda:

@@ -1,6 +1,5 @@
 """NVIDIA's driver and the GPUs that it knows, without CUDA and without a package of Python."""
 
-import ctypes
 import re
 import shutil
 import subprocess
@@ -64,15 +63,6 @@ def has_gpu() -> bool:
         _read(device / "vendor") == _NVIDIA and _read(device / "class").startswith(_DISPLAY)
         for device in (_PCI.iterdir() if _PCI.is_dir() else ())
     )
-
-
-def is_loadable() -> bool:
-    """Whether CUDA's driver can be loaded, without which no program uses a GPU."""
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    return True
 
 
 def needed_branch(requirements: Iterable[str]) -> tuple[int, int] | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,7 @@ class OnnxSession:
     def __init__(
         self, file: OnnxFile, *, device: Device, threads: int | None, tensorrt: bool = False
     ) -> None:
-        ort = import_onnxruntime("gpu" if tensorrt or device == "cuda" else "cpu")
+        ort = import_onnxruntime()
         tensorrts = [(_TENSORRT, _tensorrt_options(ort, file))] if tensorrt else []
         try:
             session, self.device = start(
@@ -112,7 +112,7 @@ def start(
         DeviceError: the device asked for is not there.
     """
     ort = import_onnxruntime()
-    wanted = _device(ort, "cuda" if before else device, otherwise=_OTHERWISE[bool(before)])
+    wanted = _device(ort, "cuda" if before else device)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or usable_cores()
     options.inter_op_num_threads = 1
@@ -191,12 +191,12 @@ class Graph:
         return found
 
 
-def import_onnxruntime(extra: Literal["cpu", "gpu"] = "cpu") -> Any:
-    """The package, or the error that names the ``extra`` which brings the one that is needed."""
+def import_onnxruntime() -> Any:
+    """The package, or the error that names the extra which brings it."""
     try:
         import onnxruntime
     except ImportError as error:
-        raise missing_extra(extra, {"cpu": "onnxruntime", "gpu": "onnxruntime-gpu"}[extra]) from error
+        raise missing_extra("cpu", "onnxruntime") from error
     if not hasattr(onnxruntime, "InferenceSession"):
         raise DeviceError(
             "onnxruntime is installed but broken, as when onnxruntime and onnxruntime-gpu overwrote "
@@ -205,16 +205,12 @@ def import_onnxruntime(extra: Literal["cpu", "gpu"] = "cpu") -> Any:
     return onnxruntime
 
 
-_OTHERWISE = {False: "or take --device cpu", True: "or take --runtime auto"}
-"""What to do without a GPU: where any would do, and where TensorRT is asked for."""
-
-
-def _device(ort: Any, device: Device, *, otherwise: str) -> str:
+def _device(ort: Any, device: Device) -> str:
     compiled = _CUDA in ort.get_available_providers()
     if device == "cuda" and not compiled:
         raise DeviceError(
             "The GPU was asked for, but the installed onnxruntime has no CUDA in it. Install the other "
-            f"one: pip uninstall onnxruntime && pip install 'geodeploy-eo[gpu]', {otherwise}."
+            "one: pip uninstall onnxruntime && pip install 'geodeploy-eo[gpu]', or take --device cpu."
         )
     if device == "cpu" or not compiled:
         return "cpu"

@@ -7,15 +7,12 @@ without a GPU too. Plans of `tensorrt` are untested: they need a GPU to be built
 
 import importlib
 import importlib.util
-import logging
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from geodeploy.errors import ModelError, first_line, missing_extra
 from geodeploy.runtime.graph import OnnxFile, input_shape
-
-log = logging.getLogger(__name__)
 
 TENSORRT, RTX = "tensorrt", "tensorrt_rtx"
 
@@ -54,8 +51,6 @@ def import_tensorrt() -> Any:
     """
     for name in (TENSORRT, RTX):
         if importlib.util.find_spec(name):
-            if name == RTX:
-                log.info("TensorRT is not installed: TensorRT for RTX stands in for it.")
             try:
                 return importlib.import_module(name)
             except ImportError as error:
@@ -74,24 +69,24 @@ def build_plan(trt: Any, file: OnnxFile, options: PlanOptions, *, timings: bytes
     Raises:
         ModelError: TensorRT cannot take the graph; the message has its first reason.
     """
-    told = _log(trt)
-    builder = trt.Builder(told)
+    log = _log(trt)
+    builder = trt.Builder(log)
     # Version 11 has networks of no other kind, and RTX never had.
     old = trt.__name__ == TENSORRT and int(trt.__version__.split(".")[0]) < 11
     flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED) if old else 0
     network = builder.create_network(flags)
-    parser = trt.OnnxParser(network, told)
+    parser = trt.OnnxParser(network, log)
     if not parser.parse(file.content, str(file.path)):
         reasons = [parser.get_error(place).desc() for place in range(parser.num_errors)]
-        raise _refused(trt, file, reasons or told.told)
+        raise _refused(trt, file, reasons or log.told)
     config = _config(trt, builder, file, options, network.get_input(0).name)
     cache = _timing_cache(trt, config, timings)
     # What is wrong is logged, and None is returned.
     content = builder.build_serialized_network(network, config)
     if content is None:
-        raise _refused(trt, file, told.told)
-    measured = bytes(config.get_timing_cache().serialize()) if cache else b""
-    return Plan(bytes(content), measured)
+        raise _refused(trt, file, log.told)
+    told = bytes(config.get_timing_cache().serialize()) if cache else b""
+    return Plan(bytes(content), told)
 
 
 def _config(trt: Any, builder: Any, file: OnnxFile, options: PlanOptions, name: str) -> Any:
@@ -118,11 +113,7 @@ def _timing_cache(trt: Any, config: Any, timings: bytes) -> bool:
     if trt.__name__ == RTX:
         return False
     cache = config.create_timing_cache(timings)
-    if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
-        return True
-    # Those of a damaged file, of another version or another GPU are of no use: begun afresh.
-    cache = config.create_timing_cache(b"") if timings else None
-    return cache is not None and bool(config.set_timing_cache(cache, ignore_mismatch=False))
+    return bool(config.set_timing_cache(cache, ignore_mismatch=False))
 
 
 def _log(trt: Any) -> Any:

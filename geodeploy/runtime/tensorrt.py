@@ -153,20 +153,20 @@ def _engine(trt: Any, cuda: Cuda, runtime: Any, file: OnnxFile, options: PlanOpt
     folder = cache_folder() / "tensorrt"
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)  # an engine is code: nobody else is to leave one here
-    key = engine_key(file, version, device, options)
-    path = folder / f"{key}.engine"
+    path = folder / f"{engine_key(file, version, device, options)}.engine"
     with _locked(path.with_suffix(".lock")):
-        stored = stored_engine(path, key)
-        engine = runtime.deserialize_cuda_engine(stored) if stored else None
-        if engine is not None:
-            return engine
+        if path.exists():
+            engine = runtime.deserialize_cuda_engine(path.read_bytes())
+            if engine is not None:
+                return engine
         log.info("Building %s for %s in %s: minutes, once ...", file.path.name, device, version)
         timings = folder / f"{sha256(f'{version} {device}'.encode()).hexdigest()}.timings"
         earlier = timings.read_bytes() if timings.exists() else b""
         plan = build_plan(trt, file, options, timings=earlier)
-        if plan.timings:
-            _write(timings, plan.timings)
-        store_engine(path, key, plan.content)
+        for target, content in ((timings, plan.timings), (path, plan.content)):
+            beside = target.with_name(f"{target.name}.{os.getpid()}")
+            beside.write_bytes(content)
+            beside.replace(target)
     engine = runtime.deserialize_cuda_engine(plan.content)
     if engine is None:
         raise ModelError(
@@ -174,28 +174,6 @@ def _engine(trt: Any, cuda: Cuda, runtime: Any, file: OnnxFile, options: PlanOpt
             "onnxruntime."
         )
     return engine
-
-
-def store_engine(path: Path, key: str, content: bytes) -> None:
-    """Keep an engine, with what it is of and for, and a sum over its bytes, before them."""
-    _write(path, f"{key} {sha256(content).hexdigest()}\n".encode() + content)
-
-
-def stored_engine(path: Path, key: str) -> bytes | None:
-    """The engine at ``path``; None without one, and for a stale one: of another key, or damaged."""
-    if not path.exists():
-        return None
-    head, _, content = path.read_bytes().partition(b"\n")
-    if head.decode(errors="replace") == f"{key} {sha256(content).hexdigest()}":
-        return content
-    log.warning("The engine %s is stale or damaged: it is built again.", path)
-    return None
-
-
-def _write(target: Path, content: bytes) -> None:
-    beside = target.with_name(f"{target.name}.{os.getpid()}")
-    beside.write_bytes(content)
-    beside.replace(target)
 
 
 @contextmanager

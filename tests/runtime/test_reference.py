@@ -4,7 +4,6 @@ The GPU of these tests is ONNX Runtime on the CPU over a graph whose halves are 
 them, so that they overflow.
 """
 
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,17 +15,17 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from geodeploy.errors import DeviceError, GeodeployError, MissingExtraError, ParityError
+from geodeploy.errors import DeviceError, GeodeployError, ParityError
 from geodeploy.export import export
 from geodeploy.export.options import ExportOptions
-from geodeploy.runtime import Runtime, Session, hold, open_session
+from geodeploy.runtime import Session, hold, open_session
 from geodeploy.runtime.cuda import Cuda
 from geodeploy.runtime.float32 import in_float32
 from geodeploy.runtime.graph import OnnxFile, read_onnx
 from geodeploy.runtime.onnx import OnnxSession
-from geodeploy.runtime.plan import PlanOptions, _timing_cache
+from geodeploy.runtime.plan import PlanOptions
 from geodeploy.runtime.reference import Reference, difference, pixels_to_keep, reference_of, thinned
-from geodeploy.runtime.tensorrt import engine_key, store_engine, stored_engine
+from geodeploy.runtime.tensorrt import engine_key
 from geodeploy.spec import REFERENCE_KEY, ModelSpec, Target
 from geodeploy.train.run import load_run
 
@@ -196,30 +195,6 @@ def test_an_engine_is_known_by_graph_versions_gpu_and_options(
     assert len(keys) == 5
 
 
-def test_an_engine_of_another_model_or_with_a_bit_turned_is_stale(
-    make_model: MakeModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    keys = [
-        engine_key(
-            read_onnx(make_model(tmp_path / f"{seed}.onnx", seed=seed).path), "11", "A", PlanOptions()
-        )
-        for seed in (0, 1)
-    ]
-    path = tmp_path / "cached.engine"
-    assert stored_engine(path, keys[0]) is None
-    store_engine(path, keys[0], b"plan\n of a model")
-    assert stored_engine(path, keys[0]) == b"plan\n of a model"
-    assert not caplog.records
-    store_engine(path, keys[1], b"plan of another model")  # under the first one's name
-    assert stored_engine(path, keys[0]) is None
-    for damage in (b"junk", b"", path.read_bytes()[:-1], path.read_bytes()[:-1] + b"\0"):
-        path.write_bytes(damage)
-        assert stored_engine(path, keys[1]) is None
-    assert len(caplog.records) == 5
-    assert "stale or damaged: it is built again" in caplog.text
-    assert [file.name for file in tmp_path.iterdir() if ".engine." in file.name] == []
-
-
 @pytest.fixture
 def no_gpu() -> None:
     try:
@@ -249,60 +224,3 @@ def test_an_export_to_tensorrt_without_a_gpu_writes_nothing(tune: Tune, tmp_path
     assert "\n" not in str(caught.value)
     assert "--device" not in str(caught.value), "which no export has"
     assert not list(tmp_path.iterdir())
-
-
-class Timings:
-    """What of TensorRT's API hands timings over: those of this version that begin with its name."""
-
-    __name__ = "tensorrt"
-
-    def __init__(self) -> None:
-        self.taken: list[bytes] = []
-
-    def create_timing_cache(self, content: bytes) -> bytes | None:
-        return None if content.startswith(b"damaged") else content
-
-    def set_timing_cache(self, cache: bytes, *, ignore_mismatch: bool) -> bool:
-        assert cache is not None
-        assert not ignore_mismatch
-        if cache and not cache.startswith(b"11"):
-            return False
-        self.taken.append(cache)
-        return True
-
-
-@pytest.mark.parametrize(
-    ("earlier", "taken"), [(b"", b""), (b"11: fast", b"11: fast"), (b"10", b""), (b"damaged", b"")]
-)
-def test_timings_of_another_version_and_damaged_ones_are_begun_afresh(
-    earlier: bytes, taken: bytes
-) -> None:
-    config = Timings()
-    assert _timing_cache(config, config, earlier)
-    assert config.taken == [taken]
-
-
-@pytest.mark.parametrize(
-    ("runtime", "package", "extra"),
-    [
-        ("onnxruntime", "onnxruntime", "cpu"),
-        ("onnxruntime-tensorrt", "onnxruntime", "gpu"),
-        ("openvino", "openvino", "cpu"),
-        ("tensorrt", None, "tensorrt"),
-    ],
-)
-def test_a_runtime_that_is_not_installed_names_its_extra(
-    make_model: MakeModel,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    runtime: Runtime,
-    package: str | None,
-    extra: str,
-) -> None:
-    if package:
-        monkeypatch.setitem(sys.modules, package, None)  # as if it were not there
-    else:
-        monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    path = make_model(tmp_path / "model.onnx").path
-    with pytest.raises(MissingExtraError, match=rf"geodeploy-eo\[{extra}\]"):
-        open_session(path, runtime=runtime)
