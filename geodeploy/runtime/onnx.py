@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geodeploy.errors import DeviceError, ModelError, first_line, missing_extra
-from geodeploy.machine import cache_folder, usable_cores
+from geodeploy.machine import private_folder, usable_cores
 from geodeploy.runtime import Device
 from geodeploy.runtime.graph import (
     OnnxFile,
@@ -217,9 +217,8 @@ def _device(ort: Any, device: Device) -> str:
 
 def _tensorrt_options(ort: Any, file: OnnxFile) -> dict[str, Any]:
     """Engines are kept between runs. The graph alone says the precision."""
-    folder = cache_folder() / "onnxruntime-tensorrt" / f"{ort.__version__}-{file.sha256}"
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.parent.chmod(0o700)  # an engine is code: nobody else is to leave one here
+    folder = private_folder("onnxruntime-tensorrt") / f"{ort.__version__}-{file.sha256}"
+    folder.mkdir(exist_ok=True)
     return {
         "trt_engine_cache_enable": True,
         "trt_engine_cache_path": str(folder),

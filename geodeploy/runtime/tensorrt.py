@@ -1,15 +1,7 @@
 """Run an ONNX file with TensorRT on an NVIDIA GPU, without torch. Untested: it has not run on a GPU."""
 
-import fcntl
-import json
-import logging
-import os
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
-from hashlib import sha256
 from itertools import cycle
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -17,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geodeploy.errors import DeviceError, ModelError
-from geodeploy.machine import cache_folder
+from geodeploy.machine import private_folder
 from geodeploy.runtime.cuda import Cuda
+from geodeploy.runtime.engines import engine_facts, kept_engine
 from geodeploy.runtime.graph import (
     OnnxFile,
     Value,
@@ -30,8 +23,6 @@ from geodeploy.runtime.graph import (
     to_graph,
 )
 from geodeploy.runtime.plan import PlanOptions, build_plan, import_tensorrt
-
-log = logging.getLogger(__name__)
 
 _STREAMS = 2
 """While one computes, the other copies."""
@@ -141,47 +132,21 @@ class _Lane:
         self._cuda.call("cudaMemcpyAsync", target, source, size, kind, self._stream)
 
 
-def engine_key(file: OnnxFile, runtime: str, device: str, options: PlanOptions) -> str:
-    """What an engine is made of and for: the graph, with its precision, the versions, the GPU."""
-    facts = [file.sha256, runtime, device, options.model_dump_json()]
-    return sha256(json.dumps(facts).encode()).hexdigest()
-
-
 def _engine(trt: Any, cuda: Cuda, runtime: Any, file: OnnxFile, options: PlanOptions) -> Any:
     """The engine of ``file`` out of the cache, built where it is not there or does not load."""
     version, device = f"{trt.__name__} {trt.__version__}", cuda.describe()
-    folder = cache_folder() / "tensorrt"
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o700)  # an engine is code: nobody else is to leave one here
-    path = folder / f"{engine_key(file, version, device, options)}.engine"
-    with _locked(path.with_suffix(".lock")):
-        if path.exists():
-            engine = runtime.deserialize_cuda_engine(path.read_bytes())
-            if engine is not None:
-                return engine
-        log.info("Building %s for %s in %s: minutes, once ...", file.path.name, device, version)
-        timings = folder / f"{sha256(f'{version} {device}'.encode()).hexdigest()}.timings"
-        earlier = timings.read_bytes() if timings.exists() else b""
-        plan = build_plan(trt, file, options, timings=earlier)
-        for target, content in ((timings, plan.timings), (path, plan.content)):
-            beside = target.with_name(f"{target.name}.{os.getpid()}")
-            beside.write_bytes(content)
-            beside.replace(target)
-    engine = runtime.deserialize_cuda_engine(plan.content)
+    engine = kept_engine(
+        private_folder("tensorrt"),
+        engine_facts(file, version, device, options),
+        load=runtime.deserialize_cuda_engine,
+        build=lambda timings: build_plan(trt, file, options, timings=timings),
+    )
     if engine is None:
         raise ModelError(
             f"{file.path}: {version} built it and cannot load it on {device}. Take --runtime "
             "onnxruntime."
         )
     return engine
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Only one process at a time, whoever it is, works under the lock of ``path``."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _values(trt: Any, engine: Any) -> tuple[list[Value], list[Value]]:

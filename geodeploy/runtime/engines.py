@@ -1,0 +1,105 @@
+"""Engines of TensorRT kept between runs, each behind a line that says what it was made of and for.
+
+Bytes in files, no more: nothing here needs a GPU or TensorRT.
+"""
+
+import fcntl
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import TypeVar
+
+from geodeploy.runtime.graph import OnnxFile
+from geodeploy.runtime.plan import Plan, PlanOptions
+
+log = logging.getLogger(__name__)
+
+Facts = Mapping[str, str]
+"""What an engine is made of and for."""
+Engine = TypeVar("Engine")
+
+
+def engine_facts(file: OnnxFile, runtime: str, device: str, options: PlanOptions) -> Facts:
+    """The graph, with its precision, the versions, the GPU, the options."""
+    return {
+        "model": file.sha256,
+        "runtime": runtime,
+        "device": device,
+        "options": options.model_dump_json(),
+    }
+
+
+def kept_engine(
+    folder: Path,
+    facts: Facts,
+    *,
+    load: Callable[[bytes], Engine | None],
+    build: Callable[[bytes], Plan],
+) -> Engine | None:
+    """What ``load`` makes of the plan that ``folder`` keeps for ``facts``.
+
+    ``build`` makes one where there is none, or ``load`` gives None for it; it takes the timings of
+    earlier builds, or nothing. One process builds, the others wait for it.
+    """
+    path = engine_path(folder, facts)
+    with _locked(path.with_suffix(".lock")):
+        kept = _read(path, facts)
+        engine = None if kept is None else load(kept)
+        if engine is not None:
+            return engine
+        log.info(
+            "Building an engine for %s in %s: minutes, once ...", facts["device"], facts["runtime"]
+        )
+        timings = folder / f"{_hash([facts['runtime'], facts['device']])}.timings"
+        plan = build(timings.read_bytes() if timings.exists() else b"")
+        if plan.timings:
+            _write(timings, plan.timings)
+        _write(path, _head(facts, plan.content) + plan.content)
+    return load(plan.content)
+
+
+def engine_path(folder: Path, facts: Facts) -> Path:
+    """Where ``folder`` keeps the engine of ``facts``."""
+    return folder / f"{_hash(facts)}.engine"
+
+
+def _read(path: Path, facts: Facts) -> bytes | None:
+    """The plan in ``path``; None where there is none, or it is not whole or not that of ``facts``.
+
+    The name of a file is no proof: somebody copies a cache, or a disk loses the end of it. What is in
+    it would be run as it is, and of another model it would map something else in silence.
+    """
+    if not path.exists():
+        return None
+    content = path.read_bytes()
+    plan = content[content.find(b"\n") + 1 :]
+    if content == _head(facts, plan) + plan:
+        return plan
+    log.warning("%s is not the engine that it should be, or not whole: it is built again.", path)
+    return None
+
+
+def _head(facts: Facts, plan: bytes) -> bytes:
+    return json.dumps({**facts, "sha256": sha256(plan).hexdigest()}, sort_keys=True).encode() + b"\n"
+
+
+def _hash(facts: Facts | list[str]) -> str:
+    return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _write(path: Path, content: bytes) -> None:
+    beside = path.with_name(f"{path.name}.{os.getpid()}")
+    beside.write_bytes(content)
+    beside.replace(path)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Only one at a time, whatever process it is in, works under the lock of ``path``."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
