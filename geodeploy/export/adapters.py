@@ -32,6 +32,7 @@ from geodeploy.export.merge import merge
 from geodeploy.export.onnx import parity_path, strip
 from geodeploy.export.parity import ParityReport, check_is_alike, compare, logits_of, told, tolerance
 from geodeploy.export.program import to_onnx
+from geodeploy.export.proof import reference_text
 from geodeploy.item import item_path
 from geodeploy.runtime.adapter import DECODER, DESCRIPTION, SUFFIX, Adapter, Base, write_adapter
 from geodeploy.spec import BASE_KEY, Backbone, BaseSpec, ModelSpec, Parity
@@ -357,6 +358,7 @@ def _decoder_graph(run: Run) -> bytes:
     )
     model = program.model_proto
     strip(model)
+    helper.set_model_props(model, reference_text(run, spec))
     content: bytes = model.SerializeToString(deterministic=True)
     return content
 

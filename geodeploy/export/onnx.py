@@ -128,7 +128,8 @@ def _write_proved(
     if options.to == "torch-export":
         write_program(program, spec, draft)
     else:
-        describe(draft, spec, deepness_metadata(spec) if options.profile else reference_text(tuned))
+        foreign = deepness_metadata(spec) if options.profile else {}
+        describe(draft, spec, foreign | reference_text(tuned, spec))
     write_model_item(spec, draft, parameters=sum(weights.numel() for weights in merged.parameters()))
     return spec, report
 

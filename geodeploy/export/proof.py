@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from geodeploy.blend import softmax
 from geodeploy.errors import ModelError, ParityError
 from geodeploy.export import drift
 from geodeploy.export.deepness import DeepnessModel
@@ -105,11 +106,13 @@ def prove(
     return _told(report, drifts)
 
 
-def reference_text(tuned: Run) -> dict[str, str]:
-    """The metadata that a session on a GPU is held against: real tiles and their logits."""
+def reference_text(tuned: Run, spec: ModelSpec) -> dict[str, str]:
+    """The metadata that a GPU is held against: real tiles, and outputs as ``spec`` has them."""
     pixels = pixels_to_keep(tuned.tiles.pixels)
-    reference = Reference(pixels, thinned(logits_of(tuned.model, pixels)))
-    return {REFERENCE_KEY: reference.to_text()}
+    outputs = logits_of(tuned.model, pixels)
+    if spec.output == "probabilities":
+        outputs = softmax(outputs)
+    return {REFERENCE_KEY: Reference(pixels, thinned(outputs)).to_text()}
 
 
 def _on_worst_tile(

@@ -152,9 +152,11 @@ def hold(file: "OnnxFile", open_file: "Callable[[OnnxFile], Session]") -> Sessio
     session.close()
     precision = file.spec.precision
     if precision not in ("fp16", "bf16"):
+        # Adapters run in no other runtime.
+        advice = "Take " if file.spec.base_sha256 else "Take another --runtime, or "
         raise ParityError(
             f"{file.path} does not do what the tuned model does in {session.name} on this GPU: "
-            f"{problem}. Take another --runtime, or --device cpu."
+            f"{problem}. {advice}--device cpu."
         )
     log.warning(
         "%s in %s is refused in %s on this GPU: %s. It is computed in float32 instead.",
@@ -179,6 +181,8 @@ def open_base(
     Raises:
         ModelError: it is no base, or another runtime is asked for.
         DeviceError: the device asked for is not there.
+
+    On a GPU each of its models is held against the tiles that its adapter keeps, as by `hold`.
     """
     from geodeploy.runtime.adapter import Base
 

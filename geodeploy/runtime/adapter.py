@@ -4,6 +4,8 @@ A base ends in the maps that decoders take. Beside the pixels it takes the low-r
 tensors of a task. An adapter holds those tensors, and the task's decoder as a graph of its own: weights
 of convolutions that may change from run to run cost ONNX Runtime a fifth of its speed. It is a file in
 ONNX Runtime's own format, which has room for tensors alone; description and decoder are two of bytes.
+The decoder's metadata keeps the tiles that the whole is held against on a GPU: a third tensor of bytes
+would have to be an input of the base, and so make another base.
 """
 
 import hashlib
@@ -15,17 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geodeploy.errors import ModelError
-from geodeploy.runtime import Device
+from geodeploy.runtime import Device, Session, hold
 from geodeploy.runtime.graph import (
     OnnxFile,
     check_outputs,
     check_signature,
     from_graph,
+    metadata_of,
     read_base,
     to_graph,
 )
 from geodeploy.runtime.onnx import Graph, import_onnxruntime
-from geodeploy.spec import METADATA_KEY, ModelSpec
+from geodeploy.spec import METADATA_KEY, REFERENCE_KEY, ModelSpec
 
 SUFFIX = ".onnx_adapter"
 DESCRIPTION, DECODER = METADATA_KEY, "decoder"
@@ -44,6 +47,11 @@ class Adapter:
     """What the base takes beside the pixels, by the names of its inputs."""
     decoder: bytes
     """The graph from the base's outputs to logits."""
+
+    @property
+    def reference(self) -> str | None:
+        """As `OnnxFile.reference`: of the base with this adapter."""
+        return metadata_of(self.decoder).get(REFERENCE_KEY)
 
 
 def read_adapter(path: Path) -> Adapter:
@@ -111,11 +119,12 @@ class Base:
         self.graph = Graph(path, file.content, device=device, threads=threads, settings=_SETTINGS)
         self._device, self._threads = device, threads
 
-    def session(self, path: Path) -> "AdaptedSession":
+    def session(self, path: Path) -> Session:
         """The model that the adapter at ``path`` makes of the base.
 
         Raises:
             ModelError: it is no adapter, or was made for another base.
+            ParityError: on this GPU the two do not do what the tuned model does.
             SpecError: its description is broken or newer than this program.
         """
         adapter = read_adapter(path)
@@ -132,7 +141,8 @@ class Base:
         decoder = Graph(
             path, adapter.decoder, device=self._device, threads=self._threads, settings=_SETTINGS
         )
-        return AdaptedSession(path, adapter, self.graph, decoder)
+        file = OnnxFile(path, adapter.decoder, adapter.spec, reference=adapter.reference)
+        return hold(file, lambda _: AdaptedSession(path, adapter, self.graph, decoder))
 
 
 class AdaptedSession:

@@ -140,7 +140,7 @@ def _read(path: Path) -> tuple[bytes, tuple[Path, ...], dict[str, str]]:
     except OSError as error:
         raise ModelError(f"The model {path} cannot be read ({error.strerror}).") from error
     try:
-        metadata = _metadata(content)
+        metadata = metadata_of(content)
         weights = tuple(path.parent / name for name in _external_files(content))
     except ValueError as error:
         raise ModelError(
@@ -260,7 +260,7 @@ def check_outputs(
         )
 
 
-def _metadata(content: bytes) -> dict[str, str]:
+def metadata_of(content: bytes) -> dict[str, str]:
     """The pairs of key and value in an ONNX file, read without a runtime.
 
     Raises:
