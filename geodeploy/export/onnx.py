@@ -29,7 +29,7 @@ from geodeploy.item import item_path
 from geodeploy.runtime import hold
 from geodeploy.runtime.cuda import Cuda
 from geodeploy.runtime.graph import read_onnx
-from geodeploy.runtime.plan import import_tensorrt
+from geodeploy.runtime.plan import import_tensorrt, plan_options
 from geodeploy.runtime.tensorrt import TensorRtSession
 from geodeploy.spec import METADATA_KEY, ModelSpec, Parity
 from geodeploy.train.run import Run, load_run
@@ -168,6 +168,7 @@ def _check_options(options: ExportOptions) -> None:
     if options.precision == "int8" and options.to == "tensorrt":
         raise RecipeError("--precision int8 is for CPUs: for TensorRT take int8-tensorrt.")
     if options.to == "tensorrt":  # before any work
+        plan_options()
         import_tensorrt()
         Cuda()
     if options.range and not options.profile:

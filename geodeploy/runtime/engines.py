@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from geodeploy.runtime.graph import OnnxFile
 from geodeploy.runtime.plan import Plan, PlanOptions
+from geodeploy.runtime.refit import graph_hash
 
 log = logging.getLogger(__name__)
 
@@ -24,11 +25,15 @@ Engine = TypeVar("Engine")
 
 
 def engine_facts(file: OnnxFile, runtime: str, device: str, options: PlanOptions) -> Facts:
-    """The graph, with its precision, the versions, the GPU, the options."""
+    """The graph, with its precision, the versions, the GPU, and the options.
+
+    Less what these make all one: the weights of an engine that is refitted, the version and the GPU of
+    one that is compatible. A version from before the engine's does not load it, and builds its own.
+    """
     return {
-        "model": file.sha256,
-        "runtime": runtime,
-        "device": device,
+        "model": graph_hash(file) if options.refit else file.sha256,
+        "runtime": runtime.partition(" ")[0] if options.version_compatible else runtime,
+        "device": "Ampere or later" if options.hardware_compatible else device,
         "options": options.model_dump_json(),
     }
 
@@ -37,24 +42,25 @@ def kept_engine(
     folder: Path,
     facts: Facts,
     *,
+    machine: str,
     load: Callable[[bytes], Engine | None],
+    fit: Callable[[Engine], bool],
     build: Callable[[bytes], Plan],
 ) -> Engine | None:
     """What ``load`` makes of the plan that ``folder`` keeps for ``facts``.
 
-    ``build`` makes one where there is none, or ``load`` gives None for it; it takes the timings of
-    earlier builds, or nothing. One process builds, the others wait for it.
+    ``fit`` then makes the engine this model's, or says that it cannot. ``build`` makes a plan where
+    there is none or it is of no use: it takes the timings of earlier builds on the same ``machine``, or
+    nothing. One process builds, the others wait for it.
     """
     path = engine_path(folder, facts)
     with _locked(path.with_suffix(".lock")):
         kept = _read(path, facts)
         engine = None if kept is None else load(kept)
-        if engine is not None:
+        if engine is not None and fit(engine):
             return engine
-        log.info(
-            "Building an engine for %s in %s: minutes, once ...", facts["device"], facts["runtime"]
-        )
-        timings = folder / f"{_hash([facts['runtime'], facts['device']])}.timings"
+        log.info("Building an engine for %s: minutes, once ...", machine)
+        timings = folder / f"{_hash(machine)}.timings"
         plan = build(timings.read_bytes() if timings.exists() else b"")
         if plan.timings:
             _write(timings, plan.timings)
@@ -87,7 +93,7 @@ def _head(facts: Facts, plan: bytes) -> bytes:
     return json.dumps({**facts, "sha256": sha256(plan).hexdigest()}, sort_keys=True).encode() + b"\n"
 
 
-def _hash(facts: Facts | list[str]) -> str:
+def _hash(facts: Facts | str) -> str:
     return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

@@ -22,7 +22,8 @@ from geodeploy.runtime.graph import (
     output_shape,
     to_graph,
 )
-from geodeploy.runtime.plan import PlanOptions, build_plan, import_tensorrt
+from geodeploy.runtime.plan import PlanOptions, build_plan, import_tensorrt, plan_options
+from geodeploy.runtime.refit import refit
 
 _STREAMS = 2
 """While one computes, the other copies."""
@@ -34,7 +35,7 @@ class TensorRtSession:
     device = "cuda"
 
     def __init__(self, file: OnnxFile, *, options: PlanOptions | None = None) -> None:
-        options = options or PlanOptions()
+        options = options or plan_options()
         trt = import_tensorrt()
         cuda = Cuda()
         self.spec = file.spec
@@ -138,6 +139,8 @@ def _engine(trt: Any, cuda: Cuda, runtime: Any, file: OnnxFile, options: PlanOpt
     engine = kept_engine(
         private_folder("tensorrt"),
         engine_facts(file, version, device, options),
+        machine=f"{version}, {device}",
+        fit=lambda engine: refit(trt, engine, file) if options.refit else True,
         load=runtime.deserialize_cuda_engine,
         build=lambda timings: build_plan(trt, file, options, timings=timings),
     )

@@ -29,14 +29,23 @@ class Builder:
     name: str
     timings: bytes = b""
     loads: bool = True
+    fits: bool = True
+    machine: str = f"{VERSION}, {GPU}"
     handed: list[bytes] = field(default_factory=list)
     """Timings of earlier builds, for each build."""
+    fitted: list[str] = field(default_factory=list)
 
     def get(self, folder: Path, facts: Facts) -> str | None:
-        return kept_engine(folder, facts, load=self.load, build=self.build)
+        return kept_engine(
+            folder, facts, machine=self.machine, load=self.load, fit=self.fit, build=self.build
+        )
 
     def load(self, plan: bytes) -> str | None:
         return plan.decode() if self.loads else None
+
+    def fit(self, engine: str) -> bool:
+        self.fitted.append(engine)
+        return self.fits
 
     def build(self, timings: bytes) -> Plan:
         self.handed.append(timings)
@@ -123,9 +132,54 @@ def test_timings_go_from_build_to_build_and_are_not_lost(files: list[OnnxFile], 
     for number, builder in enumerate(builders, start=1):
         builder.get(folder, engine_facts(files[0], VERSION, GPU, PlanOptions(batch=number)))
     assert [builder.handed for builder in builders] == [[b""], [b"first"], [b"first"]]
-    later = Builder("d")
+    later = Builder("d", machine=f"{VERSION}, B, sm 90, driver 1")
     later.get(folder, engine_facts(files[0], VERSION, "B, sm 90, driver 1", PlanOptions()))
     assert later.handed == [b""], "timings of another GPU"
+
+
+@pytest.mark.parametrize(
+    ("option", "same", "other"),
+    [
+        ("version_compatible", [(0, "tensorrt 11.0", GPU)], [(0, VERSION, "B, sm 90, driver 1")]),
+        ("hardware_compatible", [(0, VERSION, "B, sm 90, driver 1")], [(0, "tensorrt 11.0", GPU)]),
+        ("refit", [(1, VERSION, GPU)], [(2, VERSION, GPU), (0, "tensorrt 11.0", GPU)]),
+    ],
+)
+def test_what_an_option_makes_all_one_is_not_asked_for(
+    files: list[OnnxFile],
+    make_model: MakeModel,
+    tmp_path: Path,
+    folder: Path,
+    option: str,
+    same: list[tuple[int, str, str]],
+    other: list[tuple[int, str, str]],
+) -> None:
+    files = [*files, read_onnx(make_model(tmp_path / "deeper.onnx", kernels=(3, 3)).path)]
+    options = PlanOptions(**{option: True})
+
+    def path(model: int, version: str, gpu: str) -> Path:
+        return engine_path(folder, engine_facts(files[model], version, gpu, options))
+
+    mine = path(0, VERSION, GPU)
+    assert {path(*known) for known in same} == {mine}
+    assert mine not in {path(*known) for known in other}
+    assert mine != engine_path(folder, engine_facts(files[0], VERSION, GPU, PlanOptions()))
+
+
+def test_an_engine_of_the_same_graph_is_fitted_and_built_again_only_where_it_does_not_fit(
+    files: list[OnnxFile], folder: Path
+) -> None:
+    mine, theirs = (
+        engine_facts(file, VERSION, GPU, PlanOptions(refit=True)) for file in reversed(files)
+    )
+    builder = Builder("theirs")
+    builder.get(folder, theirs)
+    assert builder.fitted == [], "it was built with these weights"
+    fitting, stubborn = Builder("mine"), Builder("mine", fits=False)
+    assert fitting.get(folder, mine) == "plan of\ntheirs"
+    assert (fitting.fitted, fitting.handed) == (["plan of\ntheirs"], [])
+    assert stubborn.get(folder, mine) == "plan of\nmine"
+    assert (stubborn.fitted, stubborn.handed) == (["plan of\ntheirs"], [b""])
 
 
 def test_those_who_ask_at_once_wait_for_one_build(files: list[OnnxFile], folder: Path) -> None:
@@ -138,7 +192,9 @@ def test_those_who_ask_at_once_wait_for_one_build(files: list[OnnxFile], folder:
 
     def ask(_: int) -> str | None:
         together.wait()
-        return kept_engine(folder, facts, load=builder.load, build=build)
+        return kept_engine(
+            folder, facts, machine="one", load=builder.load, fit=builder.fit, build=build
+        )
 
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(ask, range(4))) == ["plan of\na"] * 4
