@@ -220,8 +220,10 @@ def _takes_openvino(model: Path, spec: ModelSpec, runtime: Runtime, device: Devi
         return True
     if runtime != "auto" or device == "cuda" or not proved:
         return False
-    has_gpu = device == "auto" and _is_installed("onnxruntime-gpu")
-    if has_gpu or platform.machine() not in ("x86_64", "AMD64"):
+    from geodeploy.runtime.driver import is_loaded
+
+    may_use_gpu = device == "auto" and _is_installed("onnxruntime-gpu") and is_loaded()
+    if may_use_gpu or platform.machine() not in ("x86_64", "AMD64"):
         return False
     if "openvino" not in proved:
         log.info("Running %s in ONNX Runtime: its parity report does not cover OpenVINO.", model.name)

@@ -30,7 +30,7 @@ class OnnxSession:
     def __init__(
         self, file: OnnxFile, *, device: Device, threads: int | None, tensorrt: bool = False
     ) -> None:
-        ort = import_onnxruntime()
+        ort = import_onnxruntime("gpu" if tensorrt or device == "cuda" else "cpu")
         tensorrts = [(_TENSORRT, _tensorrt_options(ort, file))] if tensorrt else []
         try:
             session, self.device = start(
@@ -109,8 +109,8 @@ def start(
         ModelError: ONNX Runtime cannot load it.
         DeviceError: the device asked for is not there.
     """
-    ort = import_onnxruntime()
-    wanted = _device(ort, "cuda" if before else device)
+    ort = import_onnxruntime("gpu" if before or device == "cuda" else "cpu")
+    wanted = _device(ort, "cuda" if before else device, tensorrt=bool(before))
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or usable_cores()
     options.inter_op_num_threads = 1
@@ -187,12 +187,13 @@ class Graph:
         return found
 
 
-def import_onnxruntime() -> Any:
-    """The package, or the error that names the extra which brings it."""
+def import_onnxruntime(extra: str = "cpu") -> Any:
+    """The package, or the error that names the ``extra`` which brings it: ``cpu`` or ``gpu``."""
     try:
         import onnxruntime
     except ImportError as error:
-        raise missing_extra("cpu", "onnxruntime") from error
+        package = {"cpu": "onnxruntime", "gpu": "onnxruntime-gpu"}[extra]
+        raise missing_extra(extra, package) from error
     if not hasattr(onnxruntime, "InferenceSession"):
         raise DeviceError(
             "onnxruntime is installed but broken, as when onnxruntime and onnxruntime-gpu overwrote "
@@ -201,12 +202,13 @@ def import_onnxruntime() -> Any:
     return onnxruntime
 
 
-def _device(ort: Any, device: Device) -> str:
+def _device(ort: Any, device: Device, *, tensorrt: bool) -> str:
     compiled = _CUDA in ort.get_available_providers()
     if device == "cuda" and not compiled:
+        other = "--runtime onnxruntime" if tensorrt else "--device cpu"
         raise DeviceError(
             "The GPU was asked for, but the installed onnxruntime has no CUDA in it. Install the other "
-            "one: pip uninstall onnxruntime && pip install 'geodeploy-eo[gpu]', or take --device cpu."
+            f"one: pip uninstall onnxruntime && pip install 'geodeploy-eo[gpu]', or take {other}."
         )
     if device == "cpu" or not compiled:
         return "cpu"
