@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from geodeploy.errors import ModelError
 from geodeploy.runtime import Device, Session, hold
+from geodeploy.runtime.bound import even_batch
 from geodeploy.runtime.graph import (
     OnnxFile,
     check_outputs,
@@ -156,7 +157,7 @@ class AdaptedSession:
         with path.open("rb") as file:
             self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         self._path = path
-        self._tensors = adapter.tensors
+        self._tensors = {name: base.value(value) for name, value in adapter.tensors.items()}
         self._base, self._decoder = base, decoder
         self._maps = [value.name for value in decoder.inputs]
         told = OnnxFile(path, adapter.decoder, adapter.spec)
@@ -164,13 +165,16 @@ class AdaptedSession:
 
     def run(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """Outputs (B, K, tile, tile) of pixels (B, C, tile, tile)."""
-        (tiles,) = to_graph(pixels, self.spec, None)
-        maps = self._base.run(self._maps, {self._signature.input: tiles, **self._tensors})
+        batch = even_batch(len(pixels)) if self.device == "cuda" else None
+        (tiles,) = to_graph(pixels, self.spec, batch)
+        feed = {self._signature.input: self._base.value(tiles), **self._tensors}
+        maps = self._base.run(self._maps, feed)
         (outputs,) = self._decoder.run(
             [self._signature.output], dict(zip(self._maps, maps, strict=True))
         )
-        check_outputs(self._path, self.spec, tiles, outputs)
-        return from_graph([outputs], self.spec, len(pixels))
+        logits: NDArray[np.float32] = outputs.numpy().copy()  # else it may lie in what goes with them
+        check_outputs(self._path, self.spec, tiles, logits)
+        return from_graph([logits], self.spec, len(pixels))
 
     def close(self) -> None:
         """Give back what is not the base's."""

@@ -298,6 +298,21 @@ def test_an_adapter_keeps_real_tiles_and_what_its_run_gives_and_is_held_against_
         open_session(folder / "base.onnx", adapter=wrong, device="cpu").close()
 
 
+def test_on_a_gpu_base_and_decoder_give_for_any_batch_what_they_give_on_the_processor(
+    exported: tuple[Path, list[Path]],
+) -> None:
+    folder, made = exported
+    base = on_gpu(folder / "base.onnx")
+    for run in made:
+        adapter = adapter_of(folder, run)
+        there = base.session(adapter)
+        here = open_session(folder / "base.onnx", adapter=adapter, device="cpu", threads=1)
+        tiles = load_run(run).tiles.pixels
+        for batch in (1, 3, 8):
+            pixels = np.resize(tiles, (batch, *tiles.shape[1:]))
+            np.testing.assert_allclose(there.run(pixels), here.run(pixels), rtol=1e-4, atol=1e-5)
+
+
 def test_an_adapter_without_tiles_is_run_on_a_gpu_with_a_warning(
     exported: tuple[Path, list[Path]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
