@@ -9,8 +9,8 @@ Each image is cut into columns of 128 pixels that train, validate or are held ou
 without labels wherever two kinds meet. A method is tried with three learning rates on the first seed,
 and with more, from 1e-5 to 0.1, for as long as the best is the lowest or the highest tried; the one
 that validates best is taken for the other seeds too, and each run keeps the weights that validate best.
-The held-out columns are scored once, with those. Steps, windows and augmentation are the same for all. A
-run that diverged is the worst of all, and is shown.
+The held-out columns are scored once, with those. Steps, windows and augmentation are the same for all.
+A run that diverged is the worst of all, and is shown.
 Every run is a process of its own with its share of the cores, and writes one JSON file into
 bench/results/tuning; it is not run again while that file is there. Needs the extra ``train``.
 

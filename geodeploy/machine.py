@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from geodeploy.errors import OutputError
+
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
@@ -35,6 +37,29 @@ def usable_memory_bytes() -> int:
 def cache_folder() -> Path:
     """Where what can be made again is kept between runs."""
     return Path(os.environ.get("GEODEPLOY_CACHE") or Path.home() / ".cache" / "geodeploy")
+
+
+def private_folder(name: str) -> Path:
+    """The folder ``name`` of the cache for what is run as it is: nobody else may leave anything there.
+
+    Raises:
+        OutputError: it belongs to somebody else, or cannot be made.
+    """
+    folder = cache_folder() / name
+    advice = "Set GEODEPLOY_CACHE to a folder of your own."
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if (owner := folder.stat().st_uid) != os.getuid():
+            raise OutputError(
+                f"{folder} belongs to user {owner}, not to you ({os.getuid()}), and what it keeps is "
+                f"run as it is. {advice}"
+            )
+        folder.chmod(0o700)
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(f"{folder} cannot be made ({error.strerror}). {advice}") from error
+    return folder
 
 
 def peak_memory_bytes() -> int:

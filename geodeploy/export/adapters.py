@@ -32,6 +32,7 @@ from geodeploy.export.onnx import forget_refusal, parity_path, refusal_path, str
 from geodeploy.export.parity import ParityReport, check_is_alike, compare, logits_of, told, tolerance
 from geodeploy.export.program import to_onnx
 from geodeploy.export.progress import Steps
+from geodeploy.export.proof import reference_text
 from geodeploy.export.threads import one_thread
 from geodeploy.item import item_path
 from geodeploy.runtime.adapter import DECODER, DESCRIPTION, SUFFIX, Adapter, Base, write_adapter
@@ -364,6 +365,7 @@ def _decoder_graph(run: Run) -> bytes:
     )
     model = program.model_proto
     strip(model)
+    helper.set_model_props(model, reference_text(run, spec))
     content: bytes = model.SerializeToString(deterministic=True)
     return content
 

@@ -30,7 +30,7 @@ from geodeploy.item import item_path
 from geodeploy.runtime import hold
 from geodeploy.runtime.cuda import Cuda
 from geodeploy.runtime.graph import read_onnx
-from geodeploy.runtime.plan import import_tensorrt
+from geodeploy.runtime.plan import import_tensorrt, plan_options
 from geodeploy.runtime.tensorrt import TensorRtSession
 from geodeploy.spec import METADATA_KEY, ModelSpec, Parity
 from geodeploy.train.run import Run, load_run
@@ -135,7 +135,8 @@ def _write_proved(
     if options.to == "torch-export":
         write_program(program, spec, draft)
     else:
-        describe(draft, spec, deepness_metadata(spec) if options.profile else reference_text(tuned))
+        foreign = deepness_metadata(spec) if options.profile else {}
+        describe(draft, spec, foreign | reference_text(tuned, spec))
     write_model_item(spec, draft, parameters=sum(weights.numel() for weights in merged.parameters()))
     return spec, report
 
@@ -186,6 +187,7 @@ def _check_options(options: ExportOptions) -> None:
     if options.precision == "int8" and options.to == "tensorrt":
         raise RecipeError("--precision int8 is for CPUs: for TensorRT take int8-tensorrt.")
     if options.to == "tensorrt":  # before any work
+        plan_options()
         import_tensorrt()
         Cuda()
     if options.range and not options.profile:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
+from geodeploy.blend import softmax
 from geodeploy.errors import ModelError, ParityError, RecipeError
 from geodeploy.export.deepness import DeepnessModel
 from geodeploy.export.drift import Bisection, Drift, bisect, reference_of
@@ -92,11 +93,13 @@ def prove(
     )
 
 
-def reference_text(tuned: Run) -> dict[str, str]:
-    """The metadata that a session on a GPU is held against: real tiles and their logits."""
+def reference_text(tuned: Run, spec: ModelSpec) -> dict[str, str]:
+    """The metadata that a GPU is held against: real tiles, and outputs as ``spec`` has them."""
     pixels = pixels_to_keep(tuned.tiles.pixels)
-    reference = Reference(pixels, thinned(logits_of(tuned.model, pixels)))
-    return {REFERENCE_KEY: reference.to_text()}
+    outputs = logits_of(tuned.model, pixels)
+    if spec.output == "probabilities":
+        outputs = softmax(outputs)
+    return {REFERENCE_KEY: Reference(pixels, thinned(outputs)).to_text()}
 
 
 def _bisections(

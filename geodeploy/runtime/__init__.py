@@ -57,6 +57,7 @@ def open_session(
     runtime: Runtime = "auto",
     device: Device = "auto",
     threads: int | None = None,
+    batch: int | None = None,
 ) -> Session:
     """Load ``model``: an ONNX file with its spec inside or beside it, or a RUN folder.
 
@@ -67,6 +68,8 @@ def open_session(
             runs in PyTorch.
         device: ``auto`` takes a GPU if the installed runtime can use one.
         threads: For the model's own arithmetic; None for as many as the process may use.
+        batch: Tiles that will be run at once, among which OpenVINO shares out its threads; None for
+            what `predict` takes by itself. Any number run.
 
     Raises:
         ModelError: it is neither, or it cannot be loaded.
@@ -118,7 +121,7 @@ def open_session(
     if _takes_openvino(model, file.spec, runtime, device):
         from geodeploy.runtime.openvino import OpenVinoSession
 
-        return OpenVinoSession(file, threads=threads, bf16=_takes_bf16(file))
+        return OpenVinoSession(file, threads=threads, bf16=_takes_bf16(file), batch=batch)
     from geodeploy.runtime.onnx import OnnxSession
 
     with_tensorrt = runtime == "onnxruntime-tensorrt"
@@ -152,9 +155,11 @@ def hold(file: "OnnxFile", open_file: "Callable[[OnnxFile], Session]") -> Sessio
     session.close()
     precision = file.spec.precision
     if precision not in ("fp16", "bf16"):
+        # Adapters run in no other runtime.
+        advice = "Take " if file.spec.base_sha256 else "Take another --runtime, or "
         raise ParityError(
             f"{file.path} does not do what the tuned model does in {session.name} on this GPU: "
-            f"{problem}. Take another --runtime, or --device cpu."
+            f"{problem}. {advice}--device cpu."
         )
     log.warning(
         "%s in %s is refused in %s on this GPU: %s. It is computed in float32 instead.",
@@ -179,6 +184,8 @@ def open_base(
     Raises:
         ModelError: it is no base, or another runtime is asked for.
         DeviceError: the device asked for is not there.
+
+    On a GPU each of its models is held against the tiles that its adapter keeps, as by `hold`.
     """
     from geodeploy.runtime.adapter import Base
 
@@ -216,8 +223,10 @@ def _takes_openvino(model: Path, spec: ModelSpec, runtime: Runtime, device: Devi
         return True
     if runtime != "auto" or device == "cuda" or not proved:
         return False
-    has_gpu = device == "auto" and _is_installed("onnxruntime-gpu")
-    if has_gpu or platform.machine() not in ("x86_64", "AMD64"):
+    from geodeploy.runtime.driver import is_loaded
+
+    may_use_gpu = device == "auto" and _is_installed("onnxruntime-gpu") and is_loaded()
+    if may_use_gpu or platform.machine() not in ("x86_64", "AMD64"):
         return False
     if "openvino" not in proved:
         log.info("Running %s in ONNX Runtime: its parity report does not cover OpenVINO.", model.name)

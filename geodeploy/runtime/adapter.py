@@ -4,6 +4,8 @@ A base ends in the maps that decoders take. Beside the pixels it takes the low-r
 tensors of a task. An adapter holds those tensors, and the task's decoder as a graph of its own: weights
 of convolutions that may change from run to run cost ONNX Runtime a fifth of its speed. It is a file in
 ONNX Runtime's own format, which has room for tensors alone; description and decoder are two of bytes.
+The decoder's metadata keeps the tiles that the whole is held against on a GPU: a third tensor of bytes
+would have to be an input of the base, and so make another base.
 """
 
 import hashlib
@@ -15,17 +17,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geodeploy.errors import ModelError
-from geodeploy.runtime import Device
+from geodeploy.runtime import Device, Session, hold
+from geodeploy.runtime.bound import even_batch
 from geodeploy.runtime.graph import (
     OnnxFile,
     check_outputs,
     check_signature,
     from_graph,
+    metadata_of,
     read_base,
     to_graph,
 )
 from geodeploy.runtime.onnx import Graph, import_onnxruntime
-from geodeploy.spec import METADATA_KEY, ModelSpec
+from geodeploy.spec import METADATA_KEY, REFERENCE_KEY, ModelSpec
 
 SUFFIX = ".onnx_adapter"
 DESCRIPTION, DECODER = METADATA_KEY, "decoder"
@@ -44,6 +48,11 @@ class Adapter:
     """What the base takes beside the pixels, by the names of its inputs."""
     decoder: bytes
     """The graph from the base's outputs to logits."""
+
+    @property
+    def reference(self) -> str | None:
+        """As `OnnxFile.reference`: of the base with this adapter."""
+        return metadata_of(self.decoder).get(REFERENCE_KEY)
 
 
 def read_adapter(path: Path) -> Adapter:
@@ -111,11 +120,12 @@ class Base:
         self.graph = Graph(path, file.content, device=device, threads=threads, settings=_SETTINGS)
         self._device, self._threads = device, threads
 
-    def session(self, path: Path) -> "AdaptedSession":
+    def session(self, path: Path) -> Session:
         """The model that the adapter at ``path`` makes of the base.
 
         Raises:
             ModelError: it is no adapter, or was made for another base.
+            ParityError: on this GPU the two do not do what the tuned model does.
             SpecError: its description is broken or newer than this program.
         """
         adapter = read_adapter(path)
@@ -132,7 +142,8 @@ class Base:
         decoder = Graph(
             path, adapter.decoder, device=self._device, threads=self._threads, settings=_SETTINGS
         )
-        return AdaptedSession(path, adapter, self.graph, decoder)
+        file = OnnxFile(path, adapter.decoder, adapter.spec, reference=adapter.reference)
+        return hold(file, lambda _: AdaptedSession(path, adapter, self.graph, decoder))
 
 
 class AdaptedSession:
@@ -146,7 +157,7 @@ class AdaptedSession:
         with path.open("rb") as file:
             self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         self._path = path
-        self._tensors = adapter.tensors
+        self._tensors = {name: base.value(value) for name, value in adapter.tensors.items()}
         self._base, self._decoder = base, decoder
         self._maps = [value.name for value in decoder.inputs]
         told = OnnxFile(path, adapter.decoder, adapter.spec)
@@ -154,13 +165,16 @@ class AdaptedSession:
 
     def run(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """Outputs (B, K, tile, tile) of pixels (B, C, tile, tile)."""
-        (tiles,) = to_graph(pixels, self.spec, None)
-        maps = self._base.run(self._maps, {self._signature.input: tiles, **self._tensors})
+        batch = even_batch(len(pixels)) if self.device == "cuda" else None
+        (tiles,) = to_graph(pixels, self.spec, batch)
+        feed = {self._signature.input: self._base.value(tiles), **self._tensors}
+        maps = self._base.run(self._maps, feed)
         (outputs,) = self._decoder.run(
             [self._signature.output], dict(zip(self._maps, maps, strict=True))
         )
-        check_outputs(self._path, self.spec, tiles, outputs)
-        return from_graph([outputs], self.spec, len(pixels))
+        logits: NDArray[np.float32] = outputs.numpy().copy()  # else it may lie in what goes with them
+        check_outputs(self._path, self.spec, tiles, logits)
+        return from_graph([logits], self.spec, len(pixels))
 
     def close(self) -> None:
         """Give back what is not the base's."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from geodeploy.errors import DeviceError, missing_extra
 
-_ADVICE = "See `geodeploy doctor`, or leave TensorRT out, which needs one."
+_ADVICE = "See `geodeploy doctor`, or leave TensorRT out, which needs a GPU."
 
 
 class Cuda:

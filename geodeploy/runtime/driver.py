@@ -14,6 +14,8 @@ NEWEST = 580
 
 _BRANCHES = {11: 450, 12: 525, 13: NEWEST}
 """The oldest branch for each CUDA, by its release notes (minor version compatibility)."""
+_NODES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
+"""What CUDA opens: of the driver, and of the one that Windows lends to its Linux."""
 _PCI = Path("/sys/bus/pci/devices")
 _NVIDIA, _DISPLAY = "0x10de", "0x03"
 _TIMEOUT_S = 20
@@ -63,6 +65,11 @@ def has_gpu() -> bool:
         _read(device / "vendor") == _NVIDIA and _read(device / "class").startswith(_DISPLAY)
         for device in (_PCI.iterdir() if _PCI.is_dir() else ())
     )
+
+
+def is_loaded(nodes: Iterable[Path] = _NODES) -> bool:
+    """Whether this process sees a driver, as in a container only one that was given a GPU does."""
+    return any(node.exists() for node in nodes)
 
 
 def needed_branch(requirements: Iterable[str]) -> tuple[int, int] | None:

@@ -21,7 +21,8 @@ from geodeploy.spec import (
 
 # Numbers of the fields in https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
 _GRAPH, _METADATA_PROPS = 7, 14
-_NODE, _INITIALIZER = 1, 5
+_NODE, _INITIALIZER, _INPUT = 1, 5, 11
+_INPUT_NAME, _TENSOR_NAME = 1, 8
 _ATTRIBUTE, _TENSOR, _SUBGRAPH = 5, 5, 6
 _EXTERNAL_DATA = 13
 _KEY, _VALUE = 1, 2
@@ -140,7 +141,7 @@ def _read(path: Path) -> tuple[bytes, tuple[Path, ...], dict[str, str]]:
     except OSError as error:
         raise ModelError(f"The model {path} cannot be read ({error.strerror}).") from error
     try:
-        metadata = _metadata(content)
+        metadata = metadata_of(content)
         weights = tuple(path.parent / name for name in _external_files(content))
     except ValueError as error:
         raise ModelError(
@@ -260,7 +261,7 @@ def check_outputs(
         )
 
 
-def _metadata(content: bytes) -> dict[str, str]:
+def metadata_of(content: bytes) -> dict[str, str]:
     """The pairs of key and value in an ONNX file, read without a runtime.
 
     Raises:
@@ -275,6 +276,14 @@ def _metadata(content: bytes) -> dict[str, str]:
     if not has_graph:
         raise ValueError("it holds no graph")
     return found
+
+
+def input_names(content: bytes) -> list[str]:
+    """The inputs of the graph in an ONNX file that have no value of their own."""
+    (graph,) = _values(memoryview(content), _GRAPH)
+    given = {_text(dict(_fields(tensor)).get(_TENSOR_NAME)) for tensor in _values(graph, _INITIALIZER)}
+    names = [_text(dict(_fields(value)).get(_INPUT_NAME)) for value in _values(graph, _INPUT)]
+    return [name for name in names if name not in given]
 
 
 def _external_files(content: bytes) -> list[str]:

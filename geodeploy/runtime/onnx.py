@@ -1,21 +1,25 @@
-"""Run an ONNX file with ONNX Runtime, on the CPU or an NVIDIA GPU."""
+"""Run an ONNX file with ONNX Runtime, on the CPU or an NVIDIA GPU. It has not run on a GPU."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from geodeploy.errors import DeviceError, ModelError, check_memory, first_line, missing_extra
-from geodeploy.machine import cache_folder, usable_cores
+from geodeploy.machine import private_folder, usable_cores
 from geodeploy.runtime import Device
+from geodeploy.runtime.bound import Bound, even_batch
 from geodeploy.runtime.graph import (
     OnnxFile,
     Value,
     check_outputs,
     check_signature,
     from_graph,
+    input_names,
+    input_shape,
     to_graph,
 )
 
@@ -30,8 +34,8 @@ class OnnxSession:
     def __init__(
         self, file: OnnxFile, *, device: Device, threads: int | None, tensorrt: bool = False
     ) -> None:
-        ort = import_onnxruntime()
-        tensorrts = [(_TENSORRT, _tensorrt_options(ort, file))] if tensorrt else []
+        ort = import_onnxruntime("gpu" if tensorrt or device == "cuda" else "cpu")
+        tensorrts = [(_TENSORRT, tensorrt_options(file))] if tensorrt else []
         try:
             session, self.device = start(
                 file.path, file.content, device=device, threads=threads, before=tensorrts
@@ -53,12 +57,18 @@ class OnnxSession:
             file, _values(session.get_inputs()), _values(session.get_outputs()), float32="float"
         )
         self._batch = self._signature.batch or (_BATCH if tensorrt else None)
+        self._memory = self.device
+        self._bound: dict[int, Bound] = {}
+        self._one_batch = Lock()  # what is bound is of one caller at a time
         self._run_options = ort.RunOptions()
         self._run_options.log_severity_level = 4  # what goes wrong is raised, once
 
     def run(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """Outputs (B, K, tile, tile) of pixels (B, C, tile, tile)."""
-        parts = to_graph(pixels, self.spec, self._batch)
+        batch = self._batch
+        if batch is None and self.device == "cuda":
+            batch = even_batch(len(pixels))
+        parts = to_graph(pixels, self.spec, batch)
         return from_graph([self._call(part) for part in parts], self.spec, len(pixels))
 
     def _call(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -81,17 +91,18 @@ class OnnxSession:
         return result
 
     def _on_gpu(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The same with memory bound beforehand: one copy there and one back."""
-        binding = self._session.io_binding()
-        binding.bind_cpu_input(self._signature.input, pixels)
-        binding.bind_output(self._signature.output, "cpu")
-        self._session.run_with_iobinding(binding, self._run_options)
-        outputs: NDArray[np.float32] = binding.copy_outputs_to_cpu()[0]
-        return outputs
+        """The same with memory bound beforehand."""
+        batch = len(pixels)
+        with self._one_batch:
+            if batch not in self._bound:
+                self._bound[batch] = Bound(
+                    self._session, self._signature, self.spec, batch, memory=self._memory
+                )
+            return self._bound[batch].run(pixels, self._run_options)
 
     def close(self) -> None:
         """Give back the memory."""
-        del self._session
+        del self._session, self._bound
 
 
 def start(
@@ -111,8 +122,8 @@ def start(
         ModelError: ONNX Runtime cannot load it.
         DeviceError: the device asked for is not there.
     """
-    ort = import_onnxruntime()
-    wanted = _device(ort, "cuda" if before else device)
+    ort = import_onnxruntime("gpu" if before or device == "cuda" else "cpu")
+    wanted = _device(ort, "cuda" if before else device, tensorrt=bool(before))
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or usable_cores()
     options.inter_op_num_threads = 1
@@ -161,10 +172,11 @@ class Graph:
         threads: int | None,
         settings: Mapping[str, str],
     ) -> None:
-        ort = import_onnxruntime()
+        self._ort = ort = import_onnxruntime()
         self._session, self.device = start(
             path, content, device=device, threads=threads, settings=settings
         )
+        self._memory = self.device
         self.path = path
         self.name = f"onnxruntime {ort.__version__}"
         self.inputs = _values(self._session.get_inputs())
@@ -174,16 +186,24 @@ class Graph:
         self._run_options = ort.RunOptions()
         self._run_options.log_severity_level = 4  # what goes wrong is raised, once
 
-    def run(
-        self, outputs: Sequence[str], feed: Mapping[str, NDArray[np.float32]]
-    ) -> list[NDArray[np.float32]]:
-        """The values of ``outputs``; the first of ``feed`` is the tiles."""
+    def value(self, array: NDArray[np.float32]) -> Any:
+        """``array`` in the memory where the graph is computed; on the processor it is not copied."""
+        return self._ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._memory, 0)
+
+    def run(self, outputs: Sequence[str], feed: Mapping[str, Any]) -> list[Any]:
+        """The values of ``outputs``, which stay in that memory; the first of ``feed`` is the tiles."""
         try:
-            found: list[NDArray[np.float32]] = self._session.run(outputs, feed, self._run_options)
+            binding = self._session.io_binding()
+            for name, value in feed.items():
+                binding.bind_ortvalue_input(name, value)
+            for name in outputs:
+                binding.bind_output(name, self._memory)
+            self._session.run_with_iobinding(binding, self._run_options)
+            found: list[Any] = binding.get_outputs()
         except Exception as error:  # ONNX Runtime's errors share no base but Exception
             if self.device == "cpu":  # what a GPU lacks, a smaller batch mends
                 check_memory(error)
-            shape = list(next(iter(feed.values())).shape)
+            shape = list(next(iter(feed.values())).shape())
             raise ModelError(
                 f"{self.path}: {self.name} could not run it on {shape} "
                 f"({first_line(error)}). Check the tile in its description, or take a smaller --batch."
@@ -191,12 +211,13 @@ class Graph:
         return found
 
 
-def import_onnxruntime() -> Any:
-    """The package, or the error that names the extra which brings it."""
+def import_onnxruntime(extra: str = "cpu") -> Any:
+    """The package, or the error that names the ``extra`` which brings it: ``cpu`` or ``gpu``."""
     try:
         import onnxruntime
     except ImportError as error:
-        raise missing_extra("cpu", "onnxruntime") from error
+        package = {"cpu": "onnxruntime", "gpu": "onnxruntime-gpu"}[extra]
+        raise missing_extra(extra, package) from error
     if not hasattr(onnxruntime, "InferenceSession"):
         raise DeviceError(
             "onnxruntime is installed but broken, as when onnxruntime and onnxruntime-gpu overwrote "
@@ -205,12 +226,13 @@ def import_onnxruntime() -> Any:
     return onnxruntime
 
 
-def _device(ort: Any, device: Device) -> str:
+def _device(ort: Any, device: Device, *, tensorrt: bool) -> str:
     compiled = _CUDA in ort.get_available_providers()
     if device == "cuda" and not compiled:
+        other = "--runtime onnxruntime" if tensorrt else "--device cpu"
         raise DeviceError(
             "The GPU was asked for, but the installed onnxruntime has no CUDA in it. Install the other "
-            "one: pip uninstall onnxruntime && pip install 'geodeploy-eo[gpu]', or take --device cpu."
+            f"one: pip uninstall onnxruntime && pip install 'geodeploy-eo[gpu]', or take {other}."
         )
     if device == "cpu" or not compiled:
         return "cpu"
@@ -219,15 +241,22 @@ def _device(ort: Any, device: Device) -> str:
     return "cuda"
 
 
-def _tensorrt_options(ort: Any, file: OnnxFile) -> dict[str, Any]:
-    """Engines are kept between runs. The graph alone says the precision."""
-    folder = cache_folder() / "onnxruntime-tensorrt" / f"{ort.__version__}-{file.sha256}"
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.parent.chmod(0o700)  # an engine is code: nobody else is to leave one here
+def tensorrt_options(file: OnnxFile) -> dict[str, Any]:
+    """What ONNX Runtime is to tell TensorRT: the one shape, and where engines and timings are kept.
+
+    The graph alone says the precision.
+    """
+    cache = private_folder("onnxruntime-tensorrt")
+    folder = cache / f"{import_onnxruntime('gpu').__version__}-{file.sha256}"
+    folder.mkdir(exist_ok=True)
+    size = "x".join(map(str, (_BATCH, *input_shape(file.spec))))
+    shapes = ",".join(f"{name}:{size}" for name in input_names(file.content))
     return {
         "trt_engine_cache_enable": True,
         "trt_engine_cache_path": str(folder),
         "trt_timing_cache_enable": True,
+        "trt_timing_cache_path": str(cache),
+        **{f"trt_profile_{part}_shapes": shapes for part in ("min", "opt", "max")},
     }
 
 

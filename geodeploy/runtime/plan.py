@@ -7,14 +7,24 @@ without a GPU too. Plans of `tensorrt` are untested: they need a GPU to be built
 
 import importlib
 import importlib.util
+import logging
+import os
+import tomllib
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
-from geodeploy.errors import ModelError, first_line, missing_extra
+from geodeploy.errors import ModelError, RecipeError, first_line, missing_extra
 from geodeploy.runtime.graph import OnnxFile, input_shape
+from geodeploy.spec import first_problem
+
+log = logging.getLogger(__name__)
 
 TENSORRT, RTX = "tensorrt", "tensorrt_rtx"
+OPTIONS = "GEODEPLOY_TENSORRT"
+"""The variable that names a TOML file of `PlanOptions`: an engine that `export` built is found by
+`predict` and the service only if all go by the same."""
 
 
 class PlanOptions(BaseModel):
@@ -35,6 +45,27 @@ class PlanOptions(BaseModel):
     """Scratch memory on the GPU at most; None for what TensorRT takes by itself."""
 
 
+def plan_options() -> PlanOptions:
+    """What the file that ``GEODEPLOY_TENSORRT`` names says; the usual ones without.
+
+    Raises:
+        RecipeError: it cannot be read, or says what is no option.
+    """
+    if not (name := os.environ.get(OPTIONS)):
+        return PlanOptions()
+    try:
+        return PlanOptions.model_validate(tomllib.loads(Path(name).read_text()))
+    except OSError as error:
+        raise RecipeError(f"{OPTIONS}={name} cannot be read ({error.strerror}).") from error
+    except ValidationError as error:
+        problem = first_problem(error)
+        raise RecipeError(
+            f"{name}: {problem}. The options are {', '.join(PlanOptions.model_fields)}."
+        ) from error
+    except ValueError as error:  # no TOML, or no text
+        raise RecipeError(f"{name} is no TOML ({first_line(error)}).") from error
+
+
 class Plan(NamedTuple):
     """What a build gives."""
 
@@ -44,13 +75,19 @@ class Plan(NamedTuple):
 
 
 def import_tensorrt() -> Any:
-    """`tensorrt`, or `tensorrt_rtx` where only that is installed.
+    """`tensorrt`, or `tensorrt_rtx` where only that is installed, which is said.
 
     Raises:
         MissingExtraError: neither is there.
     """
     for name in (TENSORRT, RTX):
         if importlib.util.find_spec(name):
+            if name == RTX:
+                log.warning(
+                    "TensorRT for RTX (%s) stands in for TensorRT, which is not installed: pip install "
+                    "'geodeploy-eo[tensorrt]'.",
+                    RTX,
+                )
             try:
                 return importlib.import_module(name)
             except ImportError as error:
@@ -69,23 +106,24 @@ def build_plan(trt: Any, file: OnnxFile, options: PlanOptions, *, timings: bytes
     Raises:
         ModelError: TensorRT cannot take the graph; the message has its first reason.
     """
-    log = _log(trt)
-    builder = trt.Builder(log)
+    logger = _log(trt)
+    builder = trt.Builder(logger)
     # Version 11 has networks of no other kind, and RTX never had.
     old = trt.__name__ == TENSORRT and int(trt.__version__.split(".")[0]) < 11
     flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED) if old else 0
     network = builder.create_network(flags)
-    parser = trt.OnnxParser(network, log)
+    parser = trt.OnnxParser(network, logger)
     if not parser.parse(file.content, str(file.path)):
         reasons = [parser.get_error(place).desc() for place in range(parser.num_errors)]
-        raise _refused(trt, file, reasons or log.told)
+        raise _refused(trt, file, reasons or logger.told)
     config = _config(trt, builder, file, options, network.get_input(0).name)
-    cache = _timing_cache(trt, config, timings)
+    # RTX chooses its kernels when a plan is run.
+    cache = None if trt.__name__ == RTX else set_timings(config, timings)
     # What is wrong is logged, and None is returned.
     content = builder.build_serialized_network(network, config)
     if content is None:
-        raise _refused(trt, file, log.told)
-    told = bytes(config.get_timing_cache().serialize()) if cache else b""
+        raise _refused(trt, file, logger.told)
+    told = b"" if cache is None else bytes(config.get_timing_cache().serialize())
     return Plan(bytes(content), told)
 
 
@@ -108,12 +146,16 @@ def _config(trt: Any, builder: Any, file: OnnxFile, options: PlanOptions, name: 
     return config
 
 
-def _timing_cache(trt: Any, config: Any, timings: bytes) -> bool:
-    """Hand over what earlier builds measured; RTX chooses its kernels when a plan is run."""
-    if trt.__name__ == RTX:
-        return False
-    cache = config.create_timing_cache(timings)
-    return bool(config.set_timing_cache(cache, ignore_mismatch=False))
+def set_timings(config: Any, timings: bytes) -> Any:
+    """Hand over what earlier builds measured; what is damaged or of another GPU is begun afresh.
+
+    Returns the cache, which must live as long as the build; None where TensorRT takes none.
+    """
+    for earlier in (timings, b""):
+        cache = config.create_timing_cache(earlier)
+        if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
+            return cache
+    return None
 
 
 def _log(trt: Any) -> Any:

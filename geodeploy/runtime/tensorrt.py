@@ -1,15 +1,8 @@
 """Run an ONNX file with TensorRT on an NVIDIA GPU, without torch. Untested: it has not run on a GPU."""
 
-import fcntl
-import json
 import logging
-import os
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
-from hashlib import sha256
 from itertools import cycle
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -17,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geodeploy.errors import DeviceError, ModelError
-from geodeploy.machine import cache_folder
+from geodeploy.machine import private_folder
 from geodeploy.runtime.cuda import Cuda
+from geodeploy.runtime.engines import engine_facts, kept_engine
 from geodeploy.runtime.graph import (
     OnnxFile,
     Value,
@@ -29,7 +23,8 @@ from geodeploy.runtime.graph import (
     output_shape,
     to_graph,
 )
-from geodeploy.runtime.plan import PlanOptions, build_plan, import_tensorrt
+from geodeploy.runtime.plan import Plan, PlanOptions, build_plan, import_tensorrt, plan_options
+from geodeploy.runtime.refit import refit
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +38,7 @@ class TensorRtSession:
     device = "cuda"
 
     def __init__(self, file: OnnxFile, *, options: PlanOptions | None = None) -> None:
-        options = options or PlanOptions()
+        options = options or plan_options()
         trt = import_tensorrt()
         cuda = Cuda()
         self.spec = file.spec
@@ -141,47 +136,28 @@ class _Lane:
         self._cuda.call("cudaMemcpyAsync", target, source, size, kind, self._stream)
 
 
-def engine_key(file: OnnxFile, runtime: str, device: str, options: PlanOptions) -> str:
-    """What an engine is made of and for: the graph, with its precision, the versions, the GPU."""
-    facts = [file.sha256, runtime, device, options.model_dump_json()]
-    return sha256(json.dumps(facts).encode()).hexdigest()
-
-
 def _engine(trt: Any, cuda: Cuda, runtime: Any, file: OnnxFile, options: PlanOptions) -> Any:
     """The engine of ``file`` out of the cache, built where it is not there or does not load."""
     version, device = f"{trt.__name__} {trt.__version__}", cuda.describe()
-    folder = cache_folder() / "tensorrt"
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o700)  # an engine is code: nobody else is to leave one here
-    path = folder / f"{engine_key(file, version, device, options)}.engine"
-    with _locked(path.with_suffix(".lock")):
-        if path.exists():
-            engine = runtime.deserialize_cuda_engine(path.read_bytes())
-            if engine is not None:
-                return engine
+
+    def build(timings: bytes) -> Plan:
         log.info("Building %s for %s in %s: minutes, once ...", file.path.name, device, version)
-        timings = folder / f"{sha256(f'{version} {device}'.encode()).hexdigest()}.timings"
-        earlier = timings.read_bytes() if timings.exists() else b""
-        plan = build_plan(trt, file, options, timings=earlier)
-        for target, content in ((timings, plan.timings), (path, plan.content)):
-            beside = target.with_name(f"{target.name}.{os.getpid()}")
-            beside.write_bytes(content)
-            beside.replace(target)
-    engine = runtime.deserialize_cuda_engine(plan.content)
+        return build_plan(trt, file, options, timings=timings)
+
+    engine = kept_engine(
+        private_folder("tensorrt"),
+        engine_facts(file, version, device, options),
+        machine=f"{version}, {device}",
+        fit=lambda engine: refit(trt, engine, file) if options.refit else True,
+        load=runtime.deserialize_cuda_engine,
+        build=build,
+    )
     if engine is None:
         raise ModelError(
             f"{file.path}: {version} built it and cannot load it on {device}. Take --runtime "
             "onnxruntime."
         )
     return engine
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Only one process at a time, whoever it is, works under the lock of ``path``."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _values(trt: Any, engine: Any) -> tuple[list[Value], list[Value]]:

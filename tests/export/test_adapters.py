@@ -28,7 +28,9 @@ from geodeploy.inspect import inspect
 from geodeploy.options import PredictOptions
 from geodeploy.predict import predict
 from geodeploy.runtime import open_session
-from geodeploy.runtime.adapter import Adapter, read_adapter, write_adapter
+from geodeploy.runtime.adapter import Adapter, Base, read_adapter, write_adapter
+from geodeploy.runtime.reference import Reference
+from geodeploy.spec import REFERENCE_KEY
 from geodeploy.train.run import load_run
 
 Tune = Callable[..., Path]
@@ -277,6 +279,67 @@ def test_tensors_that_the_base_does_not_take_are_refused(
     write_adapter(tmp_path / "odd.onnx_adapter", Adapter(adapter.spec, odd, adapter.decoder))
     with pytest.raises(ModelError, match=r"holds nothing\.known"):
         open_session(folder / "base.onnx", adapter=tmp_path / "odd.onnx_adapter")
+
+
+def on_gpu(base: Path) -> Base:
+    """``base`` as on a GPU that computes what the processor does."""
+    loaded = Base(base, device="cpu", threads=1)
+    loaded.graph.device = "cuda"
+    return loaded
+
+
+def with_reference(path: Path, adapter: Adapter, text: str | None) -> Path:
+    decoder = onnx.load_from_string(adapter.decoder)
+    del decoder.metadata_props[:]
+    if text:
+        onnx.helper.set_model_props(decoder, {REFERENCE_KEY: text})
+    write_adapter(path, Adapter(adapter.spec, adapter.tensors, decoder.SerializeToString()))
+    return path
+
+
+def test_an_adapter_keeps_real_tiles_and_what_its_run_gives_and_is_held_against_them_on_a_gpu(
+    exported: tuple[Path, list[Path]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, made = exported
+    base = on_gpu(folder / "base.onnx")
+    for run in made:
+        adapter = read_adapter(adapter_of(folder, run))
+        assert adapter.reference is not None
+        kept, tuned = Reference.from_text(adapter.reference, adapter.spec), load_run(run)
+        with torch.inference_mode():
+            judge = tuned.model(torch.from_numpy(kept.pixels)).numpy()[:, :, ::4, ::4]
+        np.testing.assert_allclose(kept.outputs, judge, rtol=1e-3, atol=1e-4)
+        assert base.session(adapter_of(folder, run)).device == "cuda"
+        assert not caplog.records
+        negative = Reference(kept.pixels, -kept.outputs).to_text()
+        wrong = with_reference(tmp_path / "wrong.onnx_adapter", adapter, negative)
+        with pytest.raises(ParityError, match=r"on this GPU: .* Take --device cpu\.$"):
+            base.session(wrong)
+        open_session(folder / "base.onnx", adapter=wrong, device="cpu").close()
+
+
+def test_on_a_gpu_base_and_decoder_give_for_any_batch_what_they_give_on_the_processor(
+    exported: tuple[Path, list[Path]],
+) -> None:
+    folder, made = exported
+    base = on_gpu(folder / "base.onnx")
+    for run in made:
+        adapter = adapter_of(folder, run)
+        there = base.session(adapter)
+        here = open_session(folder / "base.onnx", adapter=adapter, device="cpu", threads=1)
+        tiles = load_run(run).tiles.pixels
+        for batch in (1, 3, 8):
+            pixels = np.resize(tiles, (batch, *tiles.shape[1:]))
+            np.testing.assert_allclose(there.run(pixels), here.run(pixels), rtol=1e-4, atol=1e-5)
+
+
+def test_an_adapter_without_tiles_is_run_on_a_gpu_with_a_warning(
+    exported: tuple[Path, list[Path]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, (run, _) = exported
+    old = with_reference(tmp_path / "old.onnx_adapter", read_adapter(adapter_of(folder, run)), None)
+    on_gpu(folder / "base.onnx").session(old)
+    assert "old.onnx_adapter keeps no tiles to be tried on this GPU" in caplog.text
 
 
 def test_inspect_tells_base_and_adapter(exported: tuple[Path, list[Path]]) -> None:

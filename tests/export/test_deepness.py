@@ -20,7 +20,10 @@ from geodeploy.export import export, verify
 from geodeploy.export.deepness import deepness_metadata, deepness_spec
 from geodeploy.export.options import ExportOptions
 from geodeploy.predict import PredictOptions, predict
-from geodeploy.spec import ModelSpec
+from geodeploy.runtime import open_session
+from geodeploy.runtime.graph import read_onnx
+from geodeploy.runtime.reference import difference, reference_of
+from geodeploy.spec import METADATA_KEY, REFERENCE_KEY, ModelSpec
 from geodeploy.train.run import load_run
 
 Tune = Callable[..., Path]
@@ -98,7 +101,8 @@ def test_the_metadata_are_json_under_the_names_that_deepness_looks_up(
 ) -> None:
     session = onnxruntime.InferenceSession(exported[2], providers=["CPUExecutionProvider"])
     metadata = session.get_modelmeta().custom_metadata_map
-    assert {name: json.loads(value) for name, value in metadata.items() if name != "geodeploy"} == {
+    ours = (METADATA_KEY, REFERENCE_KEY)
+    assert {name: json.loads(value) for name, value in metadata.items() if name not in ours} == {
         "model_type": "Segmentor",
         "class_names": {"0": "clear", "1": "cloud", "2": "cirrus"},
         "tile_size": 32,
@@ -159,3 +163,16 @@ def test_without_a_range_it_is_what_the_training_pixels_lay_in(
     options = ExportOptions(profile="deepness")
     assert deepness_spec(make_spec(seen=(0.0123456, 0.98765)), options).input_range == (0.0123, 0.988)
     assert deepness_spec(make_spec(seen=None), options).input_range == (-0.2, 1.6)
+
+
+def test_it_keeps_tiles_and_probabilities_to_be_held_against_on_a_gpu(
+    exported: tuple[Path, Path, Path],
+) -> None:
+    run, _, deepness = exported
+    reference = reference_of(read_onnx(deepness))
+    assert reference is not None
+    with torch.inference_mode():
+        logits = load_run(run).model(torch.from_numpy(reference.pixels))
+    judge = logits.softmax(dim=1).numpy()[:, :, ::4, ::4]
+    np.testing.assert_allclose(reference.outputs, judge, rtol=1e-3, atol=1e-4)
+    assert difference(open_session(deepness, device="cpu"), reference) is None

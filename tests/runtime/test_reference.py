@@ -23,9 +23,7 @@ from geodeploy.runtime.cuda import Cuda
 from geodeploy.runtime.float32 import in_float32
 from geodeploy.runtime.graph import OnnxFile, read_onnx
 from geodeploy.runtime.onnx import OnnxSession
-from geodeploy.runtime.plan import PlanOptions
 from geodeploy.runtime.reference import Reference, difference, pixels_to_keep, reference_of, thinned
-from geodeploy.runtime.tensorrt import engine_key
 from geodeploy.spec import REFERENCE_KEY, ModelSpec, Target
 from geodeploy.train.run import load_run
 
@@ -180,19 +178,6 @@ def test_a_model_without_tiles_to_try_is_run_with_a_warning(
     assert REFERENCE_KEY.encode() not in model.read_bytes()
     assert hold(read_onnx(model), Gpu()).precision == "fp32"
     assert "nothing proves it here" in caplog.text
-
-
-def test_an_engine_is_known_by_graph_versions_gpu_and_options(
-    make_model: MakeModel, tmp_path: Path
-) -> None:
-    file = read_onnx(make_model(tmp_path / "a.onnx").path)
-    other = read_onnx(make_model(tmp_path / "b.onnx", seed=1).path)
-    known = (file, "tensorrt 10.9", "A, sm 80, driver 1", PlanOptions())
-    keys = {engine_key(*known), engine_key(*known)}
-    assert len(keys) == 1
-    for place, value in enumerate((other, "tensorrt 11.0", "B, sm 90, driver 1", PlanOptions(batch=2))):
-        keys.add(engine_key(*(value if at == place else item for at, item in enumerate(known))))
-    assert len(keys) == 5
 
 
 @pytest.fixture
