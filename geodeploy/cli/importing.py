@@ -46,12 +46,16 @@ def terratorch(
     classes: Annotated[
         str | None, typer.Option(metavar="NAMES", help="Of the classes from 0 on.")
     ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Of a regression's quantity, and its unit: canopy_height:m."),
+    ] = None,
     tile: Annotated[
         int | None, typer.Option(metavar="PX", help="Side of the square the model takes.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Make a RUN of a segmentation model that TerraTorch fine-tuned, whole or with LoRA."""
+    """Make a RUN of a model that TerraTorch fine-tuned, whole or with LoRA."""
     from geodeploy.cli.options import print_json, split_names, with_defaults
     from geodeploy.imports import import_terratorch
     from geodeploy.imports.options import ImportOptions
@@ -64,6 +68,7 @@ def terratorch(
         std=split_names(std),
         scale=scale,
         classes=split_names(classes),
+        target=target,
         tile=tile,
     )
     report = import_terratorch(checkpoint, config, output, options=options)

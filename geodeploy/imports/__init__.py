@@ -18,7 +18,7 @@ def import_terratorch(
     *,
     options: "ImportOptions | None" = None,
 ) -> "ImportReport":
-    """Make a RUN of a segmentation model that TerraTorch fine-tuned, whole or with LoRA.
+    """Make a RUN of a segmentation or regression model that TerraTorch fine-tuned, whole or with LoRA.
 
     Nothing of the checkpoint but its tensors is read; no code in it is run.
 

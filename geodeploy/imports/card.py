@@ -11,8 +11,9 @@ def model_card(spec: ModelSpec, recipe: Recipe, counts: ParameterCounts, scale: 
     backbone = spec.backbone
     assert backbone is not None
     classes = ", ".join(f"{item.name} ({item.value})" for item in spec.classes)
+    does = f"Segments imagery into {classes}" if classes else f"Maps {spec.targets[0]} from imagery"
     parts = [
-        f"# {spec.name}\n\nSegments imagery into {classes}.",
+        f"# {spec.name}\n\n{does}.",
         describe_input(spec),
         f"Values as stored in images are multiplied with {scale:g} to get these units.",
         f"## Method\n\nTuned by TerraTorch, imported from `{backbone.weights}` (sha256 "

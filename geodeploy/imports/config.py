@@ -9,10 +9,14 @@ import yaml
 
 from geodeploy.errors import RecipeError, first_line
 from geodeploy.imports.checkpoint import is_plain
+from geodeploy.spec import Task
 
 Value = TypeVar("Value")
 
-_TASK = "SemanticSegmentationTask"
+_TASKS: dict[str, Task] = {
+    "SemanticSegmentationTask": "segmentation",
+    "PixelwiseRegressionTask": "regression",
+}
 _FACTORIES = ("EncoderDecoderFactory", "PrithviModelFactory")
 _OLD_NAMES = {"bands": "backbone_bands", "num_frames": "backbone_num_frames"}
 """Of PrithviModelFactory, and of the other one."""
@@ -23,6 +27,7 @@ class Config:
     """The parts of the file that say what the model is."""
 
     path: Path
+    kind: Task
     task: Mapping[str, Any]
     """``model.init_args``"""
     network: "Arguments"
@@ -92,7 +97,7 @@ def read_config(path: Path) -> Config:
     """What the file at ``path`` says.
 
     Raises:
-        RecipeError: it is no configuration of a segmentation by TerraTorch.
+        RecipeError: it is no configuration of a segmentation or a regression by TerraTorch.
     """
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -104,8 +109,10 @@ def read_config(path: Path) -> Config:
         raise RecipeError(f"{path} is not plain YAML ({first_line(error)}).") from error
     model, data = _part(document, "model", path), _part(document, "data", path)
     kind = str(model.get("class_path", "")).rpartition(".")[2]
-    if kind != _TASK:
-        raise RecipeError(f"{path}: model.class_path is {kind or 'absent'}, {_TASK} is needed.")
+    if kind not in _TASKS:
+        raise RecipeError(
+            f"{path}: model.class_path is {kind or 'absent'}; {' and '.join(_TASKS)} can be imported."
+        )
     task = _part(model, "init_args", path)
     factory = task.get("model_factory")
     if factory not in _FACTORIES:
@@ -116,7 +123,7 @@ def read_config(path: Path) -> Config:
         f"{path}: model_args", _of_one_factory(factory, _part(task, "model_args", path))
     )
     generic = "Generic" in str(data.get("class_path", ""))
-    return Config(path, task, network, _part(data, "init_args", path), generic)
+    return Config(path, _TASKS[kind], task, network, _part(data, "init_args", path), generic)
 
 
 def as_trained(config: Config, told: Mapping[str, Any], source: str) -> Config | None:

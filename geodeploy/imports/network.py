@@ -11,6 +11,7 @@ from geodeploy.imports.config import Arguments, Config, as_trained, listed, neck
 from geodeploy.train.backbones.prithvi import VARIANTS
 from geodeploy.train.method_options import Lora, RsLora
 from geodeploy.train.recipe import BackboneOptions, TerraTorch, complaint
+from geodeploy.train.terratorch import ACTIVATIONS
 
 _NATIVE_TILE = 224
 _TRAINING_ALONE = (
@@ -40,7 +41,8 @@ class Network:
     """What the tile must be a multiple of, so that TerraTorch would not pad it."""
     resized: bool
     """Whether TerraTorch brings what the decoder gives to the tile's size."""
-    classes: int
+    outputs: int
+    """Classes, or 1 quantity."""
     neck: int | None
     """Position among the necks of the one with weights."""
     lora: "LoraSettings | None"
@@ -121,12 +123,8 @@ def _read_network(config: Config) -> Network:
     backbone = _read_prithvi if name.startswith("prithvi") else _read_timm
     found = backbone(name, config)
     tile, overlap = _read_tiling(config, found.side)
-    classes = given.number("num_classes", 0)
-    if classes < 2:
-        raise RecipeError(
-            f"{given.source}.num_classes: {classes} found, a segmentation has 2 or more to be imported."
-        )
-    decoder, neck = _read_decoder(config, found, classes)
+    outputs = _read_outputs(config)
+    decoder, neck = _read_decoder(config, found, outputs)
     resized = bool(given.take("rescale", True))
     given.only("image_size_out", tile, [tile, tile])
     lora = _read_lora(given)
@@ -141,11 +139,27 @@ def _read_network(config: Config) -> Network:
         overlap=overlap,
         multiple=found.multiple,
         resized=resized,
-        classes=classes,
+        outputs=outputs,
         neck=neck,
         lora=lora,
         bands=bands,
     )
+
+
+def _read_outputs(config: Config) -> int:
+    given = config.network
+    if config.kind == "regression":
+        # TerraTorch squeezes its one quantity, and has no losses for more.
+        given.only("num_outputs", 1)
+        given.only("head_num_outputs", 1)
+        given.drop("num_classes")
+        return 1
+    classes = given.number("num_classes", 0)
+    if classes < 2:
+        raise RecipeError(
+            f"{given.source}.num_classes: {classes} found, a segmentation has 2 or more to be imported."
+        )
+    return classes
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +243,7 @@ def _read_tiling(config: Config, side: int) -> tuple[int, int | None]:
     return crop, crop - stride if stride else None
 
 
-def _read_decoder(config: Config, found: _Found, classes: int) -> tuple[TerraTorch, int | None]:
+def _read_decoder(config: Config, found: _Found, outputs: int) -> tuple[TerraTorch, int | None]:
     given, maps = config.network, found.maps
     table: dict[str, Any] = {}
     place = None
@@ -268,11 +282,26 @@ def _read_decoder(config: Config, found: _Found, classes: int) -> tuple[TerraTor
         if table.get("neck") in ("interpolated", "pooled"):
             raise RecipeError(f"{given.source}.decoder: {decoder} on a pyramid cannot be imported.")
         # That of itself, before a head that older versions did not put after it.
-        told["channels"] = given.numbers("decoder_num_classes", classes)
+        told["channels"] = given.numbers("decoder_num_classes", outputs)
     table |= told
     table["head"] = given.numbers("head_channel_list", [])
     table["dropout"] = given.take("head_dropout", 0.0)
+    if config.kind == "regression":
+        table |= {"head_norm": True, "activation": _read_activation(given)}
+        given.only("head_learned_upscale_layers", 0)
+        given.drop("head_batch_norm")  # which TerraTorch takes, and does not look at
     return TerraTorch(blocks=maps, **table), place
+
+
+def _read_activation(given: Arguments) -> str:
+    path = str(given.take("head_final_act", "torch.nn.Identity"))
+    name = path.rpartition(".")[2].lower().replace("identity", "none")
+    if name not in ACTIVATIONS:
+        raise RecipeError(
+            f"{given.source}.head_final_act: {path} cannot be imported; torch.nn.ReLU, "
+            "torch.nn.Sigmoid and torch.nn.Softplus can."
+        )
+    return name
 
 
 def _check_dates(arguments: Arguments, found: _Found) -> None:

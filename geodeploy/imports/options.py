@@ -22,6 +22,8 @@ class ImportOptions(BaseModel):
     """What the values stored in the images are multiplied with."""
     classes: tuple[str, ...] | None = None
     """Names of the classes from 0 on."""
+    target: str | None = None
+    """Name of the quantity of a regression, with its unit after a colon: ``canopy_height:m``."""
     tile: PositiveInt | None = None
     """Side in pixels of the square the model takes."""
     scenes: tuple[Path, ...] = ()

@@ -13,7 +13,7 @@ from geodeploy.imports.config import Config, listed
 from geodeploy.imports.network import Network
 from geodeploy.imports.options import ImportOptions
 from geodeploy.imports.weights import TrainedWeights
-from geodeploy.spec import SegmentationClass, default_color
+from geodeploy.spec import SegmentationClass, Target, default_color
 from geodeploy.train.method_options import Full, Lora, RsLora
 from geodeploy.train.qkv import PARTS
 from geodeploy.train.recipe import (
@@ -56,7 +56,7 @@ def build_recipe(
         return Recipe(
             name=re.sub(r"[^A-Za-z0-9._-]", "-", name),
             data=_data(config, bands, options),
-            classes=_classes(config, network, options),
+            **_outputs(config, network, options),
             model=Model(
                 backbone=network.backbone,
                 options=network.options,
@@ -160,12 +160,25 @@ def _statistics(
     return tuple(float(item) for item in found)
 
 
+def _outputs(config: Config, network: Network, options: ImportOptions) -> dict[str, Any]:
+    """The task of the recipe, and what the model gives."""
+    if config.kind == "segmentation":
+        if options.target is not None:
+            raise RecipeError(f"--target is for a regression, and {config.path} is of a segmentation.")
+        return {"classes": _classes(config, network, options)}
+    if options.classes:
+        raise RecipeError(f"--classes are for a segmentation, and {config.path} is of a regression.")
+    told = listed(config.task.get("var_names") or ["value"])
+    name, _, unit = (options.target or str(told[0])).partition(":")
+    return {"task": "regression", "targets": (Target(name=name, unit=unit),)}
+
+
 def _classes(config: Config, network: Network, options: ImportOptions) -> tuple[SegmentationClass, ...]:
-    told = config.task.get("class_names") or [f"class {value}" for value in range(network.classes)]
+    told = config.task.get("class_names") or [f"class {value}" for value in range(network.outputs)]
     names = options.classes or tuple(map(str, listed(told)))
-    if len(names) != network.classes:
+    if len(names) != network.outputs:
         raise RecipeError(
-            f"{len(names)} names are given for {network.classes} classes. Give as many with --classes."
+            f"{len(names)} names are given for {network.outputs} classes. Give as many with --classes."
         )
     return tuple(
         SegmentationClass(value=value, name=name, color=default_color(value))

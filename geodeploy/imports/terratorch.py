@@ -57,7 +57,7 @@ class ImportReport(BaseModel):
             f"{spec.backbone.name if spec.backbone else ''}: {self.parameters:,} parameters{lora}\n"
             f"takes {dates}{', '.join(spec.band_names)} in {spec.units}, tiles of {spec.tile}"
             f"{f'; images of whole numbers may need predict{scale}' if scale else ''}\n"
-            f"gives {', '.join(item.name for item in spec.classes)}; {self.tiles} real tiles kept\n"
+            f"gives {', '.join(map(str, spec.targets or spec.outputs))}; {self.tiles} real tiles kept\n"
             f"RUN: {self.run}"
         )
 
@@ -82,13 +82,14 @@ def import_checkpoint(
         backbone,
         mean=statistics.mean * network.timesteps,
         std=statistics.std * network.timesteps,
+        targets=recipe.targets,
     )
     _load_adapters(model.backbone, weights, checkpoint)
     _load(model.decoder, weights.decoder, checkpoint)
     model.eval()
     _check_size(model, network)
     seen = [None] * len(recipe.data.bands)
-    spec = describe(recipe, statistics, (), seen, backbone)
+    spec = describe(recipe, statistics, recipe.targets, seen, backbone)
     spec = spec.model_copy(update={"backbone": _origin(recipe, checkpoint)})
     images = find_images(config, spec, options)
     tiles = cut_real_tiles(images, spec)

@@ -82,7 +82,9 @@ def cut_real_tiles(images: Images, spec: ModelSpec) -> list[LabelledTile]:
                 pixels, valid = read_filled(raster.read_pixels, place.window, spec.tile, mean)
                 if valid.any():
                     codes = np.full(valid.shape, IGNORED, np.uint8)
-                    found.append((key, LabelledTile(pixels, codes, place)))
+                    values = np.full((len(spec.targets), *codes.shape), np.nan, np.float32)
+                    quantities = values if spec.targets else None
+                    found.append((key, LabelledTile(pixels, codes, place, quantities)))
     if not found:
         raise RecipeError(
             "An export is proved on real pixels, and there are none: the configuration's images are "

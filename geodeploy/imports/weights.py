@@ -85,8 +85,8 @@ def sort_weights(tensors: Mapping[str, Tensor], network: Network, source: str) -
         )
     if not any(name.startswith("head.") for name in decoder):
         # A decoder that gives logits by itself: the head here leaves them as they are.
-        decoder |= {"head.1.weight": torch.eye(network.classes)[..., None, None]}
-        decoder |= {"head.1.bias": torch.zeros(network.classes)}
+        decoder |= {"head.1.weight": torch.eye(network.outputs)[..., None, None]}
+        decoder |= {"head.1.bias": torch.zeros(network.outputs)}
     return TrainedWeights(_fuse(encoder, source), adapters, decoder)
 
 
@@ -117,8 +117,7 @@ def _fuse(encoder: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
 
 def _decoder_name(name: str, network: Network) -> str:
     if name.startswith("head.head."):
-        place = re.sub(r"head\.head\.0\.(\d+)\.0", lambda found: f"head.{2 * int(found[1])}", name)
-        return place.replace("head.head.2", f"head.{2 * len(network.decoder.head) + 1}")
+        return _head_name(name, network)
     for theirs, ours in _DECODER:
         renamed, found = re.subn("^" + theirs.replace("NECK", str(network.neck)), ours, name)
         if found:
@@ -126,3 +125,13 @@ def _decoder_name(name: str, network: Network) -> str:
                 renamed = renamed.replace(there, here)
             return renamed
     return name
+
+
+def _head_name(name: str, network: Network) -> str:
+    before = len(network.decoder.head)
+    if network.decoder.head_norm:
+        if before and name.startswith("head.head.0."):
+            return name.replace("head.head.0.", "head.")
+        return re.sub(r"head\.head\.\d+", f"head.{before + 1}", name)
+    place = re.sub(r"head\.head\.0\.(\d+)\.0", lambda found: f"head.{2 * int(found[1])}", name)
+    return place.replace("head.head.2", f"head.{2 * before + 1}")

@@ -319,6 +319,10 @@ class TerraTorch(_Table):
     """Which of its maps a decoder of one map takes."""
     head: tuple[PositiveInt, ...] = ()
     """Channels of convolutions before the last."""
+    head_norm: bool = False
+    """Whether these are normalised over the batch, as TerraTorch's are for quantities."""
+    activation: Literal["none", "relu", "sigmoid", "softplus"] = "none"
+    """What the last convolution's numbers go through."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Of the head."""
 

@@ -22,7 +22,7 @@ from geodeploy.train.upernet import bin_means
 class TerraTorchDecoder(nn.Module):
     """Neck, decoder and head; what they give is resized to the tile."""
 
-    def __init__(self, table: TerraTorch, taps: Taps, classes: int, tile: int) -> None:
+    def __init__(self, table: TerraTorch, taps: Taps, outputs: int, tile: int) -> None:
         super().__init__()
         self.tile = tile
         neck = NECKS[table.neck](table, Maps(taps.widths, tuple(tile // side for side in taps.strides)))
@@ -30,10 +30,10 @@ class TerraTorchDecoder(nn.Module):
         self.neck, self.decoder = neck, decoder
         self.side: int = decoder.side
         """Rows and columns before they are brought to the tile's."""
-        self.head = _head(decoder.width, table, classes)
+        self.head = _head(decoder.width, table, outputs)
 
     def forward(self, maps: Sequence[Tensor], pixels_BCHW: Tensor) -> Tensor:
-        """Logits (B, K, tile, tile); the pixels are not looked at."""
+        """Logits or quantities (B, K, tile, tile); the pixels are not looked at."""
         return resize(self.head(self.decoder(self.neck(maps))), self.tile)
 
 
@@ -258,12 +258,21 @@ DECODERS: dict[str, Callable[[TerraTorch, Maps], Any]] = {
 }  # fmt: skip
 
 
-def _head(width: int, table: TerraTorch, classes: int) -> nn.Sequential:
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "none": nn.Identity, "relu": nn.ReLU, "sigmoid": nn.Sigmoid, "softplus": nn.Softplus,
+}  # fmt: skip
+
+
+def _head(width: int, table: TerraTorch, outputs: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for before, wide in itertools.pairwise((width, *table.head)):
-        layers += [nn.Conv2d(before, wide, kernel_size=3, padding=1), nn.ReLU()]
-    last = nn.Conv2d(table.head[-1] if table.head else width, classes, kernel_size=1)
-    return nn.Sequential(*layers, nn.Dropout(table.dropout), last)
+        if table.head_norm:
+            layers.append(convolution(before, wide))
+        else:
+            layers += [nn.Conv2d(before, wide, kernel_size=3, padding=1), nn.ReLU()]
+    last = nn.Conv2d(table.head[-1] if table.head else width, outputs, kernel_size=1)
+    activation = ACTIVATIONS[table.activation]()
+    return nn.Sequential(*layers, nn.Dropout(table.dropout), last, activation)
 
 
 def _nearest(features: Tensor, side: int) -> Tensor:

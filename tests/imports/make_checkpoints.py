@@ -1,12 +1,13 @@
 """Train tiny models with TerraTorch itself, for the tests of their import.
 
-`python tests/imports/make_checkpoints.py` writes those in checkpoints/ again: a checkpoint of
-Lightning, its YAML, and what TerraTorch makes of some pixels. It needs terratorch
+`python tests/imports/make_checkpoints.py [NAME ...]` writes those in checkpoints/ again: a checkpoint
+of Lightning, its YAML, and what TerraTorch makes of some pixels. It needs terratorch
 (1.2.11 made them) and peft.
 """
 
 import copy
 import shutil
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,8 +65,13 @@ KEPT: dict[str, dict[str, Any]] = {
         "decoder_num_convs": 2,
         "head_channel_list": [6],
     },
+    "quantity": _PRITHVI
+    | {"necks": _NECKS, "head_channel_list": [6], "head_final_act": "torch.nn.Softplus"}
+    | _UNET,
 }
 """Models whose checkpoints are kept, by name: ``model_args``."""
+QUANTITIES = {"quantity", "plain-quantity"}
+"""Those of a regression."""
 OTHERS: dict[str, dict[str, Any]] = {
     "full": _PRITHVI | {"necks": _NECKS} | _UNET,
     "auxiliary": _PRITHVI | {"necks": _NECKS} | _UNET,
@@ -83,6 +89,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     }
     | {"decoder": "IdentityDecoder", "decoder_out_index": 1},
     "interpolated": _PRITHVI | {"necks": [*_NECKS[:2], {"name": "InterpolateToPyramidal"}]} | _UNET,
+    "plain-quantity": _PRITHVI | {"necks": _NECKS, "decoder": "UperNetDecoder", "decoder_channels": 8},
     "linear": _PRITHVI
     | {"necks": _NECKS[:2], "decoder": "LinearDecoder", "decoder_upsampling_size": 8}
     | {"decoder_num_classes": 3, "rescale": False},
@@ -101,12 +108,11 @@ def train_tiny(name: str, folder: Path) -> None:
     """Write ``model.ckpt``, ``config.yaml`` and ``told.npz`` of the model ``name`` into ``folder``.
 
     The last holds pixels as values times the scale, (1, C, SIDE, SIDE) or, with T dates,
-    (1, C, T, SIDE, SIDE), and TerraTorch's logits; Prithvi's for OTHER_SIDE too.
+    (1, C, T, SIDE, SIDE), and TerraTorch's logits or quantities; Prithvi's for OTHER_SIDE too.
     """
     import lightning
-    from terratorch.datamodules import GenericNonGeoSegmentationDataModule
+    from terratorch import datamodules, tasks
     from terratorch.models.model import AuxiliaryHead
-    from terratorch.tasks import SemanticSegmentationTask
 
     # TerraTorch asks for less when it is imported, and gets bfloat16 where the processor has it.
     torch.set_float32_matmul_precision("highest")
@@ -142,12 +148,22 @@ def train_tiny(name: str, folder: Path) -> None:
         "output_bands": BANDS,
         "no_data_replace": 0,
     }
+    task_class, data_class = "SemanticSegmentationTask", "GenericNonGeoSegmentationDataModule"
+    if name in QUANTITIES:
+        task_class, data_class = "PixelwiseRegressionTask", "GenericNonGeoPixelwiseRegressionDataModule"
+        task_arguments["loss"] = "mse"
+        data_arguments["test_data_root"] = "chips"  # without which that module cannot be made
+        network = {key: value for key, value in network.items() if key != "num_classes"}
+        task_arguments["model_args"] = network
+        for table, key in (
+            (task_arguments, "class_weights"),
+            (task_arguments, "class_names"),
+            (data_arguments, "num_classes"),
+        ):
+            del table[key]
     document = {
-        "data": {"class_path": "GenericNonGeoSegmentationDataModule", "init_args": data_arguments},
-        "model": {
-            "class_path": "terratorch.tasks.SemanticSegmentationTask",
-            "init_args": task_arguments,
-        },
+        "data": {"class_path": data_class, "init_args": data_arguments},
+        "model": {"class_path": f"terratorch.tasks.{task_class}", "init_args": task_arguments},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
     beside: dict[str, Any] = {}
@@ -156,7 +172,7 @@ def train_tiny(name: str, folder: Path) -> None:
         beside["aux_loss"] = {"deep": 0.4}
     with _quiet():
         lightning.seed_everything(5, verbose=False)
-        task = SemanticSegmentationTask(**copy.deepcopy(task_arguments), **beside)
+        task = getattr(tasks, task_class)(**copy.deepcopy(task_arguments), **beside)
         roots = {key: str(folder / "chips") for key in data_arguments if key.endswith("_data_root")}
         trainer = lightning.Trainer(
             accelerator="cpu",
@@ -169,7 +185,7 @@ def train_tiny(name: str, folder: Path) -> None:
             default_root_dir=folder,
         )
         if dates == 1:
-            module = GenericNonGeoSegmentationDataModule(**copy.deepcopy(data_arguments) | roots)
+            module = getattr(datamodules, data_class)(**copy.deepcopy(data_arguments) | roots)
             trainer.fit(task, module)
         else:
             _fit_dates(task, dates)
@@ -184,14 +200,14 @@ def train_tiny(name: str, folder: Path) -> None:
 
 
 def logits_of(task: Any, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What TerraTorch's task makes of pixels (B, C, H, W) or (B, C, T, H, W)."""
+    """What TerraTorch's task makes of pixels (B, C, H, W) or (B, C, T, H, W): (B, K, H, W)."""
     shape = (1, -1) + (1,) * (pixels.ndim - 2)
     mean, std = (torch.tensor(numbers).reshape(shape) for numbers in (MEAN, STD))
     with torch.no_grad():
         logits: NDArray[np.float32] = task.eval()(
             (torch.from_numpy(pixels) - mean) / std
         ).output.numpy()
-    return logits
+    return logits if logits.ndim == 4 else logits[:, np.newaxis]  # one quantity comes without its axis
 
 
 def _fit_dates(task: Any, dates: int) -> None:
@@ -236,7 +252,7 @@ def _quiet() -> Iterator[None]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for name in KEPT:
+    for name in sys.argv[1:] or KEPT:
         folder = Path(__file__).parent / "checkpoints" / name
         train_tiny(name, folder)
         shutil.rmtree(folder / "chips")

@@ -69,8 +69,10 @@ def told(name: str, side: int) -> tuple[NDArray[np.float32], NDArray[np.float32]
 
 @pytest.mark.chain
 @pytest.mark.parametrize("side", [SIDE, OTHER_SIDE])
-@pytest.mark.parametrize("name", NAMES)
-def test_logits_are_those_of_terratorch(name: str, side: int, imported: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("name", [*NAMES, "quantity"])
+def test_logits_and_quantities_are_those_of_terratorch(
+    name: str, side: int, imported: Callable[..., Path]
+) -> None:
     pixels, logits = told(name, side)
     with torch.inference_mode():
         found = load_run(imported(name, side)).model(torch.from_numpy(pixels).flatten(1, 2)).numpy()
@@ -103,6 +105,59 @@ def test_the_exported_model_maps_as_terratorch_does(
     expected = torch.from_numpy(logits[0]).softmax(dim=0).numpy()
     assert np.ptp(expected) > 0.1
     assert np.abs(probs - expected).max() <= 0.003  # half of what a byte tells apart, and rounding
+
+
+@pytest.mark.chain
+def test_an_imported_regression_maps_the_quantity(
+    scene: Path, make_raster: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = CHECKPOINTS / "quantity"
+    options = ImportOptions(scenes=(scene,), target="canopy_height:m")
+    report = import_terratorch(
+        folder / "model.ckpt", folder / "config.yaml", tmp_path / "run", options=options
+    )
+    assert "gives canopy_height (m); 6 real tiles" in str(report)
+    assert "Maps canopy_height (m) from imagery." in (tmp_path / "run/README.md").read_text()
+    assert export(tmp_path / "run", tmp_path / "model.onnx").released
+    pixels, quantities = told("quantity", SIDE)
+    image = make_raster(tmp_path / "image.tif", pixels[0, 0], names=BANDS)
+    predict(image, tmp_path / "model.onnx", tmp_path / "map.tif")
+    with rasterio.open(tmp_path / "map.tif") as written:
+        assert written.descriptions == ("canopy_height",)
+        assert written.units == ("m",)
+        assert np.abs(written.read(1) - quantities[0, 0]).max() <= 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "given", "complaint"),
+    [
+        (
+            "quantity",
+            "head_final_act",
+            "torch.nn.Tanh",
+            {},
+            r"Tanh cannot be imported; torch\.nn\.ReLU",
+        ),
+        ("quantity", "head_learned_upscale_layers", 1, {}, "learned_upscale_layers: 1 cannot be"),
+        ("quantity", "num_outputs", 2, {}, "num_outputs: 2 cannot be imported; 1 can"),
+        ("quantity", "rescale", True, {"classes": ("a", "b")}, "--classes are for a segmentation"),
+        ("lora", "rescale", True, {"target": "height"}, "--target is for a regression"),
+    ],
+)
+def test_what_cannot_be_of_a_quantity_is_said_in_one_line(
+    name: str, key: str, value: Any, given: Any, complaint: str, scene: Path, tmp_path: Path
+) -> None:
+    config = yaml.safe_load((CHECKPOINTS / name / "config.yaml").read_text())
+    config["model"]["init_args"]["model_args"][key] = value
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(RecipeError, match=complaint) as caught:
+        import_terratorch(
+            CHECKPOINTS / name / "model.ckpt",
+            tmp_path / "config.yaml",
+            tmp_path / "run",
+            options=ImportOptions(scenes=(scene,), **given),
+        )
+    assert "\n" not in str(caught.value)
 
 
 def test_what_the_yaml_says_is_in_the_run(imported: Callable[..., Path]) -> None:
@@ -194,7 +249,11 @@ DATA, TASK, NETWORK = "data.init_args", "model.init_args", "model.init_args.mode
         (f"{DATA}.stds", [0.1] * 5, "5 numbers for the std of 6 bands"),
         (f"{DATA}.output_bands", [0, 1, 2, 3, 4, 5], r"does not name the bands .* with --bands"),
         ("data.class_path", "terratorch.datamodules.Sen1Floods11", None),
-        ("model.class_path", "terratorch.tasks.PixelwiseRegressionTask", "PixelwiseRegressionTask"),
+        (
+            "model.class_path",
+            "terratorch.tasks.ScalarRegressionTask",
+            "ScalarRegressionTask; SemanticSegmentationTask and PixelwiseRegressionTask can",
+        ),
         (f"{TASK}.model_factory", "SatMAEModelFactory", "SatMAEModelFactory; EncoderDecoderFactory"),
         (f"{TASK}.class_names", ["land"], "1 names are given for 3 classes"),
         (f"{NETWORK}.backbone", "terramind_v1_base", "terramind_v1_base cannot be imported; prithvi"),
