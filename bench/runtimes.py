@@ -9,7 +9,8 @@ The reference, and what speed is compared with, is PyTorch (eager, fp32, adapter
 and ONNX Runtime for an ONNX file. Each runtime is loaded and warmed up in a process of its own, and
 they take turns, so that a machine that slows down slows all: a ratio is taken for each turn and the
 median is quoted. On a machine that does other work too, trust the CPU time rather than the clock. Drift
-is on real tiles, of a RUN those that int8 took no ranges from.
+is on real tiles, of a RUN those that int8 took no ranges from; against their labels it says by how many
+points the mean IoU changes.
 """
 
 import argparse
@@ -43,7 +44,7 @@ if runtime == "torch":
     session = TorchSession(model, device="cpu", threads=threads)
 elif runtime.startswith("openvino"):
     from geodeploy.runtime.openvino import IN_BF16, OpenVinoSession
-    session = OpenVinoSession(read_onnx(model), threads=threads, bf16=runtime == IN_BF16)
+    session = OpenVinoSession(read_onnx(model), threads=threads, bf16=runtime == IN_BF16, batch=batch)
 else:
     from geodeploy.runtime.onnx import OnnxSession
     session = OnnxSession(read_onnx(model), device="cpu", threads=threads)
@@ -61,7 +62,7 @@ for line in sys.stdin:
 """
 HEADER = (
     "| model | threads | batch | precision | runtime | load, CPU s | CPU ms a tile | ratio | tiles/s | "
-    "ratio | peak MiB | max diff | argmax agreement |\n" + "|---" * 13 + "|"
+    "ratio | peak MiB | max diff | argmax agreement | mean IoU, points |\n" + "|---" * 14 + "|"
 )
 Form = tuple[str, str]
 """Precision and runtime."""
@@ -98,7 +99,9 @@ def prepare(model: Path, folder: Path, precisions: list[str]) -> dict[Form, Path
         from geodeploy.export.options import ExportOptions
 
         files["fp32", "torch"] = model
-        tiles = np.load(model / "tiles.npz")["pixels"][1::2]
+        kept = np.load(model / "tiles.npz")
+        tiles = kept["pixels"][1::2]
+        np.save(folder / "labels.npy", kept["labels"][1::2])
         for precision in precisions:
             path = folder / f"{precision}.onnx"
             report = export(model, path, options=ExportOptions(precision=precision))
@@ -169,9 +172,23 @@ def measure(
             f"{form[0]} | {name} | {load:.2f} | {1000 * np.median(cpu) / repeats / batch:.1f} | "
             f"{np.median(base_cpu / cpu):.2f} | {repeats * batch / np.median(wall):.1f} | "
             f"{np.median(base_wall / wall):.2f} | {memory.max() / 2**20:.0f} | "
-            f"{np.abs(logits - reference).max():.1e} | {agreement:.4%}"
+            f"{np.abs(logits - reference).max():.1e} | {agreement:.4%} | "
+            f"{iou_change(folder, files[form], reference, logits)}"
         )
     return rows
+
+
+def iou_change(folder: Path, model: Path, reference: np.ndarray, logits: np.ndarray) -> str:
+    """By how many points ``logits`` change the mean IoU of ``reference`` on the RUN's own labels."""
+    labels = folder / "labels.npy"
+    if not labels.exists() or model.is_dir():  # no RUN, or the reference itself
+        return ""
+    from geodeploy.export.parity import compare
+
+    found = compare(reference, logits, np.load(labels), read_onnx(model).spec)
+    if found.miou_reference is None or found.miou_exported is None:
+        return ""
+    return f"{100 * (found.miou_exported - found.miou_reference):+.2f}"
 
 
 def ask(worker: subprocess.Popen, repeats: int) -> list[float]:

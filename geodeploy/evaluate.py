@@ -67,6 +67,7 @@ def evaluate(
         runtime=options.runtime,
         device=options.device,
         threads=options.threads,
+        batch=options.batch,
     )
     with (
         closing(session),

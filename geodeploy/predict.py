@@ -80,6 +80,7 @@ def predict_scenes(
         runtime=options.runtime,
         device=options.device,
         threads=options.threads,
+        batch=options.batch,
     )
     with closing(session):
         return map_scenes(scenes, session, options.adapter or path, outputs, options, progress)

@@ -57,6 +57,7 @@ def open_session(
     runtime: Runtime = "auto",
     device: Device = "auto",
     threads: int | None = None,
+    batch: int | None = None,
 ) -> Session:
     """Load ``model``: an ONNX file with its spec inside or beside it, or a RUN folder.
 
@@ -67,6 +68,8 @@ def open_session(
             runs in PyTorch.
         device: ``auto`` takes a GPU if the installed runtime can use one.
         threads: For the model's own arithmetic; None for as many as the process may use.
+        batch: Tiles that will be run at once, among which OpenVINO shares out its threads; None for
+            what `predict` takes by itself. Any number run.
 
     Raises:
         ModelError: it is neither, or it cannot be loaded.
@@ -118,7 +121,7 @@ def open_session(
     if _takes_openvino(model, file.spec, runtime, device):
         from geodeploy.runtime.openvino import OpenVinoSession
 
-        return OpenVinoSession(file, threads=threads, bf16=_takes_bf16(file))
+        return OpenVinoSession(file, threads=threads, bf16=_takes_bf16(file), batch=batch)
     from geodeploy.runtime.onnx import OnnxSession
 
     with_tensorrt = runtime == "onnxruntime-tensorrt"

@@ -1,6 +1,7 @@
-"""Engines of TensorRT kept between runs, each behind a line that says what it was made of and for.
+"""Engines of TensorRT, and of OpenVINO, kept between runs.
 
-Bytes in files, no more: nothing here needs a GPU or TensorRT.
+Each lies behind a line that says what it was made of and for. Bytes in files, no more: nothing here
+needs a GPU or a runtime.
 """
 
 import fcntl
@@ -59,7 +60,6 @@ def kept_engine(
         engine = None if kept is None else load(kept)
         if engine is not None and fit(engine):
             return engine
-        log.info("Building an engine for %s: minutes, once ...", machine)
         timings = folder / f"{_hash(machine)}.timings"
         plan = build(timings.read_bytes() if timings.exists() else b"")
         if plan.timings:
@@ -81,9 +81,9 @@ def _read(path: Path, facts: Facts) -> bytes | None:
     """
     if not path.exists():
         return None
-    content = path.read_bytes()
-    plan = content[content.find(b"\n") + 1 :]
-    if content == _head(facts, plan) + plan:
+    with path.open("rb") as file:
+        head, plan = file.readline(), file.read()
+    if head == _head(facts, plan):
         return plan
     log.warning("%s is not the engine that it should be, or not whole: it is built again.", path)
     return None

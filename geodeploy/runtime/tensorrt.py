@@ -1,5 +1,6 @@
 """Run an ONNX file with TensorRT on an NVIDIA GPU, without torch. Untested: it has not run on a GPU."""
 
+import logging
 from collections import deque
 from itertools import cycle
 from threading import Lock
@@ -22,8 +23,10 @@ from geodeploy.runtime.graph import (
     output_shape,
     to_graph,
 )
-from geodeploy.runtime.plan import PlanOptions, build_plan, import_tensorrt, plan_options
+from geodeploy.runtime.plan import Plan, PlanOptions, build_plan, import_tensorrt, plan_options
 from geodeploy.runtime.refit import refit
+
+log = logging.getLogger(__name__)
 
 _STREAMS = 2
 """While one computes, the other copies."""
@@ -136,13 +139,18 @@ class _Lane:
 def _engine(trt: Any, cuda: Cuda, runtime: Any, file: OnnxFile, options: PlanOptions) -> Any:
     """The engine of ``file`` out of the cache, built where it is not there or does not load."""
     version, device = f"{trt.__name__} {trt.__version__}", cuda.describe()
+
+    def build(timings: bytes) -> Plan:
+        log.info("Building %s for %s in %s: minutes, once ...", file.path.name, device, version)
+        return build_plan(trt, file, options, timings=timings)
+
     engine = kept_engine(
         private_folder("tensorrt"),
         engine_facts(file, version, device, options),
         machine=f"{version}, {device}",
         fit=lambda engine: refit(trt, engine, file) if options.refit else True,
         load=runtime.deserialize_cuda_engine,
-        build=lambda timings: build_plan(trt, file, options, timings=timings),
+        build=build,
     )
     if engine is None:
         raise ModelError(

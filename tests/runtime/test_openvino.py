@@ -1,10 +1,12 @@
 """Which runtime runs a model, and what OpenVINO does otherwise than ONNX Runtime."""
 
 import logging
+import math
 import platform
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from onnx import TensorProto, helper
 from geodeploy import Model, PredictOptions, predict
 from geodeploy.errors import DeviceError, MissingExtraError, ModelError, ParityError
 from geodeploy.runtime import open_session
-from geodeploy.runtime.openvino import has_bf16
+from geodeploy.runtime.openvino import has_bf16, streams
 from geodeploy.spec import ModelSpec, Parity
 
 MakeModel = Callable[..., Any]
@@ -179,7 +181,8 @@ def test_a_node_that_openvino_lacks_is_named_in_one_line(covered: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"threads": 1, "batch": 3}, {"threads": 2, "batch": 5, "readers": 3}]
+    "options",
+    [{"threads": 1, "batch": 3}, {"threads": 2, "batch": 5, "readers": 3}, {"threads": 2, "batch": 1}],
 )
 def test_batches_and_threads_change_no_byte_of_a_map_made_in_openvino(
     covered: Path, small_scene: Path, tmp_path: Path, options: dict[str, int]
@@ -193,6 +196,63 @@ def test_batches_and_threads_change_no_byte_of_a_map_made_in_openvino(
         )
         assert report.runtime.startswith("openvino ")
     assert (tmp_path / "one.tif").read_bytes() == (tmp_path / "other.tif").read_bytes()
+
+
+def test_threads_are_shared_out_for_any_number_of_them_and_any_batch() -> None:
+    assert [streams(threads, 1) for threads in (1, 2, 3, 8, 22)] == [1] * 5
+    assert [streams(1, tiles) for tiles in (1, 3, 8)] == [1] * 3
+    assert {threads: streams(threads, 8) for threads in (2, 3, 4, 5, 6, 7, 8, 14, 16, 22)} == {
+        2: 2, 3: 3, 4: 4, 5: 4, 6: 3, 7: 3, 8: 8, 14: 4, 16: 8, 22: 8,
+    }  # fmt: skip
+    for threads, tiles in product(range(1, 65), range(1, 17)):
+        number = streams(threads, tiles)
+        assert 1 <= number <= min(threads, tiles)
+        # What is left over never doubles the time that all threads would need.
+        assert math.ceil(tiles / number) / (threads // number) < tiles / threads * 2
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where compiled models are kept."""
+    monkeypatch.setenv("GEODEPLOY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("GEODEPLOY_OPENVINO_CACHE", "1")
+    return tmp_path / "cache" / "openvino"
+
+
+def test_a_compiled_model_is_kept_if_asked_for_and_changes_no_bit(
+    covered: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = np.random.default_rng(3).uniform(0, 0.6, (3, 6, 64, 64)).astype(np.float32)
+    first, second = (open_session(covered, runtime="openvino").run(pixels) for _ in range(2))
+    (engine,) = kept.glob("*.engine")
+    assert kept.stat().st_mode & 0o077 == 0
+    open_session(covered, runtime="openvino", threads=1).close()
+    assert len(list(kept.glob("*.engine"))) == 2, "one for each number of threads"
+    monkeypatch.delenv("GEODEPLOY_OPENVINO_CACHE")
+    engine.unlink()
+    judge = open_session(covered, runtime="openvino").run(pixels)
+    assert not engine.exists()
+    np.testing.assert_array_equal(first, judge)
+    np.testing.assert_array_equal(second, judge)
+
+
+def test_a_compiled_model_that_was_damaged_or_is_anothers_is_compiled_again(
+    covered: Path, kept: Path, make_model: MakeModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pixels = np.random.default_rng(3).uniform(0, 0.6, (1, 6, 64, 64)).astype(np.float32)
+    other = make_model(tmp_path / "other.onnx", kernels=LAYERS, seed=1).path
+    open_session(other, runtime="openvino").close()
+    (theirs,) = kept.glob("*.engine")
+    judge = open_session(covered, runtime="openvino").run(pixels)
+    (mine,) = (path for path in kept.glob("*.engine") if path != theirs)
+    whole = mine.read_bytes()
+    middle = len(whole) // 2
+    flipped = whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :]
+    for content in (flipped, theirs.read_bytes()):
+        caplog.clear()
+        mine.write_bytes(content)
+        np.testing.assert_array_equal(open_session(covered, runtime="openvino").run(pixels), judge)
+        assert "it is built again" in caplog.text
 
 
 def test_threads_may_share_a_session(covered: Path) -> None:
