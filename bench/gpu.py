@@ -240,9 +240,9 @@ class Peak:
     On a GPU by everything there, as its owner needs to know; in a rehearsal by this process.
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, taken: Callable[[], int] | None = None) -> None:
         self.bytes = 0
-        self._taken = taken_on_gpu if device == "cuda" else peak_memory_bytes
+        self._taken = taken or (taken_on_gpu if device == "cuda" else peak_memory_bytes)
         self._over = threading.Event()
         self._watch = threading.Thread(target=self._look)
 

@@ -4,6 +4,7 @@ import json
 import runpy
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,9 +55,17 @@ def test_what_fails_is_told_and_what_was_found_before_is_kept() -> None:
 
 
 def test_the_peak_is_told_though_it_is_over() -> None:
-    peak = runpy.run_path(str(BENCH))["Peak"]("cpu")
+    looked, taken = threading.Event(), [100]
+
+    def look() -> int:
+        found = taken[0]
+        if found == 700:
+            looked.set()
+        return found
+
+    peak = runpy.run_path(str(BENCH))["Peak"]("cuda", look)
     with peak:
-        taken = bytearray(1 << 28)
-        taken[:: 1 << 12] = b"x" * len(taken[:: 1 << 12])
-        del taken
-    assert peak.bytes >= 0
+        taken[0] = 700
+        assert looked.wait(10)
+        taken[0] = 200
+    assert peak.bytes == 600

@@ -45,7 +45,7 @@ other hardly faster. A copy of all weights is kept for each model, number of thr
 _TILES = 8
 """What `predict` takes at once, unless the user says otherwise."""
 _WAITING = 0.25
-"""What each further thread of a stream adds to a tile's time on all of them, as a share: a ViT-S/14
+"""What each further thread of a stream adds to a tile's time on all of them, as a share. A ViT-S/14
 took 1.17 (float32) and 1.45 (int8) times as long in one stream of two threads as in two of one."""
 
 
