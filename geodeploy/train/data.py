@@ -3,7 +3,6 @@
 # C band, H row, W column
 
 import itertools
-import json
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -406,11 +405,6 @@ def _flags_as_keys(place: str) -> Iterator[None]:
         text = re.sub(r"(--scale \d\S*) (--offset)", r"\1 and \2", str(error))
         text = re.sub(r"--date (\d\S*\d)", rf'{place}.date = "\1"', text)
         text = re.sub(r"--(scale|offset) (-?\d\S*)", rf"{place}.\1 = \2", text)
-        text = re.sub(
-            r"--bands (\d+(?:,\d+)*)",
-            lambda found: f"{place}.bands = {json.dumps(found[1].split(','))}",
-            text,
-        )
         text = re.sub(r"--(scale|offset|bands|date)", rf"{place}.\1", text)
         raise type(error)(text) from error
 
