@@ -247,7 +247,9 @@ def test_an_adapter_may_hold_all_of_a_weight(
 def test_ranks_fall_to_the_budget_and_stay_there(
     recipe_file: Path, weights: dict[tuple[str, ...], Path], tmp_path: Path
 ) -> None:
+    # One validation, at the end: the weights that are kept may be earlier ones, of more ranks.
     more = ["method.name=adalora", "method.init_r=6", "method.target_r=2", "training.steps=10"]
+    more += ["training.validate_every=10"]
     train(recipe_file, tmp_path / "run", overrides=overrides(weights[RGB], *more))
     adapter = load_file(tmp_path / "run" / "adapter_model.safetensors")
     kept = [value for name, value in adapter.items() if "lora_E" in name]
@@ -267,7 +269,7 @@ def test_ranks_fall_to_the_budget_in_few_steps_too(
     settled: float,
 ) -> None:
     more = ["method.name=adalora", "method.init_r=6", "method.target_r=2", f"training.steps={steps}"]
-    more += [f"method.warm={warm}", f"method.settled={settled}"]
+    more += [f"method.warm={warm}", f"method.settled={settled}", f"training.validate_every={steps}"]
     train(recipe_file, tmp_path / "run", overrides=overrides(weights[RGB], *more))
     adapter = load_file(tmp_path / "run" / "adapter_model.safetensors")
     kept = [value for name, value in adapter.items() if "lora_E" in name]
