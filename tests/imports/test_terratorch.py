@@ -408,6 +408,16 @@ def test_a_yaml_that_the_checkpoint_was_not_trained_by_is_refused_where_it_compu
     assert not run.exists()
 
 
+def test_a_model_that_was_told_time_and_place_of_every_scene_is_refused(tmp_path: Path) -> None:
+    folder = CHECKPOINTS / "dates"
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["data"]["init_args"]["use_metadata"] = True
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(RecipeError, match="use_metadata tells the model times and places") as caught:
+        import_terratorch(folder / "model.ckpt", tmp_path / "config.yaml", tmp_path / "run")
+    assert "\n" not in str(caught.value)
+
+
 def test_dates_that_the_checkpoint_has_no_positions_for_are_refused(
     scene: Path, tmp_path: Path
 ) -> None:
