@@ -22,7 +22,7 @@ _WORDS = {
     "rededge2": "rededge075", "rededge3": "rededge078", "rededge071": "rededge071",
     "rededge075": "rededge075", "rededge078": "rededge078", "nir": "nir", "nir08": "nir08",
     "nirnarrow": "nir08", "nirbroad": "nir", "nir09": "nir09", "watervapour": "nir09",
-    "cirrus": "cirrus", "swir1": "swir16", "swir16": "swir16", "swir2": "swir22",
+    "watervapor": "nir09", "cirrus": "cirrus", "swir1": "swir16", "swir16": "swir16", "swir2": "swir22",
     "swir22": "swir22", "pan": "pan", "panchromatic": "pan", "lwir": "lwir", "lwir11": "lwir11",
     "lwir12": "lwir12",
 }  # fmt: skip

@@ -138,7 +138,7 @@ def as_trained(config: Config, told: Mapping[str, Any], source: str) -> Config |
     ours = config.network.given
     known = {key: value if is_plain(value) else ours.get(key) for key, value in given.items()}
     network = Arguments(f"{source}: hyper_parameters.model_args", known)
-    return replace(config, task={}, network=network)
+    return replace(config, network=network)
 
 
 def _of_one_factory(factory: Any, given: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -8,6 +8,8 @@ from pydantic import ValidationError
 
 from geodeploy.errors import RecipeError
 from geodeploy.imports.config import Arguments, Config, as_trained, listed, necks
+from geodeploy.imports.foundations import NAMES as FOUNDATIONS
+from geodeploy.imports.foundations import Foundation, read_foundation
 from geodeploy.train.backbones.prithvi import VARIANTS
 from geodeploy.train.method_options import Lora, RsLora
 from geodeploy.train.recipe import BackboneOptions, TerraTorch, complaint
@@ -17,7 +19,7 @@ _NATIVE_TILE = 224
 _TRAINING_ALONE = (
     "backbone_pretrained", "backbone_ckpt_path", "backbone_pretrained_bands", "backbone_drop_path",
     "backbone_drop_path_rate", "backbone_mask_ratio", "backbone_norm_pix_loss", "backbone_padding",
-    "backbone_coords_scale_learn", "backbone_model_bands", "backbone_in_chans", "pretrained",
+    "backbone_coords_scale_learn", "backbone_in_chans", "pretrained", "backbone_ckpt_data",
     "in_channels", "aux_decoders",
 )  # fmt: skip
 """Arguments that change nothing in a trained model, or that its weights say themselves."""
@@ -48,6 +50,8 @@ class Network:
     lora: "LoraSettings | None"
     bands: tuple[Any, ...]
     """What the backbone is told of its bands."""
+    foundation: Foundation | None = None
+    """Where the backbone is one of these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,15 +124,21 @@ def _read_network(config: Config) -> Network:
     given.only("backbone_vit_adapter", False)
     given.only("backbone_use_temporal", False)
     name = str(given.take("backbone", "")).removeprefix("terratorch_")
-    backbone = _read_prithvi if name.startswith("prithvi") else _read_timm
-    found = backbone(name, config)
+    found = _read_backbone(name, config)
     tile, overlap = _read_tiling(config, found.side)
     outputs = _read_outputs(config)
     decoder, neck = _read_decoder(config, found, outputs)
     resized = bool(given.take("rescale", True))
     given.only("image_size_out", tile, [tile, tile])
     lora = _read_lora(given)
+    if lora and found.foundation:
+        raise RecipeError(
+            f"{given.source}.peft_config: adapters of {name} cannot be imported; those of Prithvi and "
+            "of timm's networks can, and any that was tuned whole."
+        )
     bands = tuple(listed(given.take("backbone_bands", [])))
+    if found.foundation:
+        bands = found.foundation.bands
     given.end()
     return Network(
         backbone=found.name,
@@ -143,6 +153,7 @@ def _read_network(config: Config) -> Network:
         neck=neck,
         lora=lora,
         bands=bands,
+        foundation=found.foundation,
     )
 
 
@@ -171,10 +182,37 @@ class _Found:
     timesteps: int
     side: int
     multiple: int
+    foundation: Foundation | None = None
+
+
+def _read_backbone(name: str, config: Config) -> _Found:
+    if name.startswith("prithvi"):
+        return _read_prithvi(name, config)
+    if name.removeprefix("timm_") in FOUNDATIONS:
+        return _read_foundation(name.removeprefix("timm_"), config)
+    return _read_timm(name, config)
+
+
+def _read_foundation(name: str, config: Config) -> _Found:
+    given = config.network
+    found = read_foundation(name, given)
+    side = given.numbers("backbone_img_size", _NATIVE_TILE)[-1]
+    told = [neck.get("name") for neck in listed(given.given.get("necks")) if isinstance(neck, Mapping)]
+    if found.depth and "ReshapeTokensToImage" not in told:
+        raise RecipeError(
+            f"{given.source}.necks: {name} gives tokens, and without ReshapeTokensToImage nobody says "
+            "which map they are. Add it as the model was trained."
+        )
+    maps = found.maps
+    if maps is None and found.depth:
+        maps = tuple(range(found.depth))
+    options = BackboneOptions()
+    return _Found(found.name, options, maps, 1, side, 2 * found.patch if found.depth else 1, found)
 
 
 def _read_prithvi(name: str, config: Config) -> _Found:
     given = config.network
+    given.drop("backbone_model_bands")
     plain = name.removesuffix("_tl")
     if plain not in VARIANTS:
         raise _unknown(name, given)
@@ -207,6 +245,7 @@ def _read_timm(name: str, config: Config) -> _Found:
     from timm.models import is_model_in_modules
 
     given = config.network
+    given.drop("backbone_model_bands")
     plain = name.removeprefix("timm_")
     if not timm.is_model(plain) or not is_model_in_modules(plain, {"resnet", "vision_transformer"}):
         raise _unknown(name, given)
@@ -226,7 +265,7 @@ def _read_timm(name: str, config: Config) -> _Found:
 def _unknown(name: str, given: Arguments) -> RecipeError:
     return RecipeError(
         f"{given.source}.backbone: {name or 'none'} cannot be imported; {', '.join(VARIANTS)}, also "
-        "with _tl, and timm's ResNets and plain vision transformers can."
+        f"with _tl, {', '.join(FOUNDATIONS)}, and timm's ResNets and plain vision transformers can."
     )
 
 
@@ -258,7 +297,7 @@ def _read_decoder(config: Config, found: _Found, outputs: int) -> tuple[TerraTor
                 )
             maps = tuple(maps[index] for index in chosen) if maps else chosen
         elif name == "ReshapeTokensToImage":
-            arguments.only("remove_cls_token", True)
+            _check_class_token(arguments, found)
             arguments.only("temporal_inputs", False)
             _check_dates(arguments, found)
         elif name == "LearnedInterpolateToPyramidal":
@@ -302,6 +341,16 @@ def _read_activation(given: Arguments) -> str:
             "torch.nn.Sigmoid and torch.nn.Softplus can."
         )
     return name
+
+
+def _check_class_token(arguments: Arguments, found: _Found) -> None:
+    there = found.foundation is None or found.foundation.class_token
+    removed = arguments.take("remove_cls_token", True)
+    if removed is not there:
+        raise RecipeError(
+            f"{arguments.source}.remove_cls_token is {removed}, and {found.name} has "
+            f"{'a' if there else 'no'} class token: such a model cannot be imported."
+        )
 
 
 def _check_dates(arguments: Arguments, found: _Found) -> None:

@@ -55,7 +55,7 @@ def build_recipe(
     try:
         return Recipe(
             name=re.sub(r"[^A-Za-z0-9._-]", "-", name),
-            data=_data(config, bands, options),
+            data=_data(config, bands, network, options),
             **_outputs(config, network, options),
             model=Model(
                 backbone=network.backbone,
@@ -100,7 +100,7 @@ def stored_scale(config: Config, options: ImportOptions) -> float:
     return scale
 
 
-def _data(config: Config, bands: Sequence[str], options: ImportOptions) -> Data:
+def _data(config: Config, bands: Sequence[str], network: Network, options: ImportOptions) -> Data:
     mean = _statistics(config, "mean", options.mean, bands)
     std = _statistics(config, "std", options.std, bands)
     scale = stored_scale(config, options)
@@ -112,6 +112,7 @@ def _data(config: Config, bands: Sequence[str], options: ImportOptions) -> Data:
             (middle - _REACH * spread, middle + _REACH * spread)
             for middle, spread in zip(mean, std, strict=True)
         ),
+        gsd_m=network.foundation.gsd_m if network.foundation else None,
         statistics=Statistics(mean=mean, std=std),
         scene=(Scene(image=config.path.resolve(), split="train", scale=scale),),
     )

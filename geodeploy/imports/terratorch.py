@@ -13,6 +13,7 @@ from geodeploy.errors import RecipeError, WeightsError, first_line
 from geodeploy.imports.card import model_card
 from geodeploy.imports.checkpoint import load_checkpoint
 from geodeploy.imports.config import read_config
+from geodeploy.imports.foundations import Foundation
 from geodeploy.imports.network import Network, check_as_trained, read_network
 from geodeploy.imports.options import ImportOptions
 from geodeploy.imports.recipe import build_recipe
@@ -22,6 +23,8 @@ from geodeploy.spec import Backbone as BackboneSpec
 from geodeploy.spec import ModelSpec
 from geodeploy.train.adapters import quiet
 from geodeploy.train.backbone import Backbone, build_backbone
+from geodeploy.train.backbones import FAMILIES
+from geodeploy.train.backbones.family import Wanted
 from geodeploy.train.backbones.prithvi import Prithvi, resample
 from geodeploy.train.model import TunedModel, assemble
 from geodeploy.train.recipe import Recipe
@@ -73,7 +76,7 @@ def import_checkpoint(
     check_as_trained(network, config, found.told, str(checkpoint))
     weights = sort_weights(found.tensors, network, str(checkpoint))
     recipe = build_recipe(config, network, weights, output.name, options)
-    backbone = _load_backbone(recipe, weights, checkpoint)
+    backbone = _load_backbone(recipe, network, weights, checkpoint)
     start = {name: value.clone() for name, value in backbone.encoder.state_dict().items()}
     statistics = recipe.data.statistics
     assert statistics is not None
@@ -90,7 +93,8 @@ def import_checkpoint(
     _check_size(model, network)
     seen = [None] * len(recipe.data.bands)
     spec = describe(recipe, statistics, recipe.targets, seen, backbone)
-    spec = spec.model_copy(update={"backbone": _origin(recipe, checkpoint)})
+    # TerraTorch's networks were told distances of their own, not those of the images.
+    spec = spec.model_copy(update={"backbone": _origin(recipe, checkpoint), "gsd_m": None})
     images = find_images(config, spec, options)
     tiles = cut_real_tiles(images, spec)
     with new_run(output) as folder:
@@ -110,11 +114,15 @@ def import_checkpoint(
     )
 
 
-def _load_backbone(recipe: Recipe, weights: TrainedWeights, source: Path) -> Backbone:
+def _load_backbone(recipe: Recipe, network: Network, weights: TrainedWeights, source: Path) -> Backbone:
     """The backbone as it was trained, without adapters."""
-    backbone = build_backbone(recipe.model, recipe.data.bands, load=False)
+    bands, gsd_m = recipe.data.bands, recipe.data.gsd_m
+    backbone = build_backbone(recipe.model, bands, gsd_m=gsd_m, load=False)
     encoder: Any = backbone.encoder
     tensors = dict(weights.encoder)
+    if network.foundation is not None:
+        _load(encoder, _converted(tensors, encoder, recipe, network.foundation, source), source)
+        return backbone
     if isinstance(encoder, Prithvi) and "pos_embed" in tensors:
         _check_dates(tensors["pos_embed"], encoder.stacks, source)
         side = encoder.patch_embed.grid_size[0]
@@ -124,6 +132,32 @@ def _load_backbone(recipe: Recipe, weights: TrainedWeights, source: Path) -> Bac
         tensors |= {f"norm.{name}": value for name, value in encoder.norm.state_dict().items()}
     _load(encoder, tensors, source)
     return backbone
+
+
+def _converted(
+    tensors: dict[str, Tensor],
+    encoder: nn.Module,
+    recipe: Recipe,
+    foundation: Foundation,
+    source: Path,
+) -> dict[str, Tensor]:
+    """Tensors of ``encoder`` out of those that have the names of a published file."""
+    wanted = Wanted(
+        recipe.model,
+        recipe.data.bands,
+        recipe.data.gsd_m,
+        trained=True,
+        micrometres=foundation.micrometres,
+    )
+    published = {name.removeprefix(foundation.prefix): value for name, value in tensors.items()}
+    try:
+        found = FAMILIES[foundation.name].convert(published, encoder, wanted)
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise WeightsError(
+            f"{source} is not of the {foundation.name} that its YAML describes ({first_line(error)})."
+        ) from error
+    # Heads for pretraining may lie beside what is used.
+    return {name: found[name] for name in encoder.state_dict() if name in found}
 
 
 def _check_dates(positions_1ND: Tensor, dates: int, source: Path) -> None:

@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -34,8 +34,9 @@ class Taps:
     """Channels of each."""
     strides: tuple[int, ...]
     """Pixels of the tile to one of the map, for each."""
-    raw: bool = False
-    """Whether a transformer's maps are taken without the normalisation at its end."""
+    normalised: Literal["all", "last", "none"] = "all"
+    """Which of a transformer's maps go through the normalisation at its end; ``last`` is that of its
+    last block."""
 
     @property
     def pyramid(self) -> bool:
@@ -81,7 +82,8 @@ def build_backbone(
         )
     encoder = family.create(wanted)
     taps = find_taps(encoder, model.terratorch.blocks if model.terratorch else None)
-    taps = replace(taps, raw=model.terratorch is not None)
+    if model.terratorch:
+        taps = replace(taps, normalised="last" if family.ends_normalised else "none")
     first = _first_layer(encoder)
     check_tile(
         model, max(taps.strides), "the pyramid's coarsest level" if taps.pyramid else "the patch"

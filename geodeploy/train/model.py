@@ -81,11 +81,21 @@ class TunedModel(nn.Module):
         maps = self.backbone.forward_intermediates(
             scaled_BCHW,
             indices=list(self.taps.indices),
-            norm=not (self.taps.pyramid or self.taps.raw),
+            norm=self.taps.normalised == "all" and not self.taps.pyramid,
             intermediates_only=True,
             stop_early=True,
         )
+        if self.taps.normalised == "last":
+            last = len(self.backbone.blocks) - 1
+            maps = [
+                self._normalise_map(one) if index == last else one
+                for index, one in zip(self.taps.indices, maps, strict=True)
+            ]
         return scaled_BCHW, list(maps)
+
+    def _normalise_map(self, map_BDHW: Tensor) -> Tensor:
+        normalised: Tensor = self.backbone.norm(map_BDHW.movedim(1, -1))
+        return normalised.movedim(-1, 1)
 
     def normalise(self, pixels_BCHW: Tensor) -> Tensor:
         """Numbers around zero, in the manner the spec calls ``scaling``."""

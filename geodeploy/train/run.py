@@ -243,7 +243,9 @@ def _build_backbone(spec: ModelSpec, recipe: Recipe) -> Backbone:
     named = recipe.model
     if spec.backbone is not None and spec.backbone.sha256 is not None:
         named = named.model_copy(update={"weights_sha256": spec.backbone.sha256})
-    return build_backbone(named, spec.band_names, gsd_m=spec.gsd_m, load=not _is_complete(recipe))
+    return build_backbone(
+        named, spec.band_names, gsd_m=recipe.data.gsd_m, load=not _is_complete(recipe)
+    )
 
 
 def _read_tuned(path: Path, backbone: Backbone, recipe: Recipe) -> tuple[nn.Module, list[str]]:

@@ -25,6 +25,9 @@ BANDS = ["BLUE", "GREEN", "RED", "NIR_NARROW", "SWIR_1", "SWIR_2"]
 MEAN, STD = [0.19, 0.2, 0.21, 0.22, 0.2, 0.18], [0.11, 0.1, 0.12, 0.1, 0.09, 0.1]
 SIDE, OTHER_SIDE = 32, 48
 _RESHAPE = {"name": "ReshapeTokensToImage"}
+_WITHOUT_CLASS = _RESHAPE | {"remove_cls_token": False}
+_FROM_ALL = {"name": "SelectIndices", "indices": [2, 5, 8, 11]}
+_OF_CLAY = ["blue", "green", "red", "nir08", "swir16", "swir22"]
 _LEARNED = {"name": "LearnedInterpolateToPyramidal"}
 
 _PRITHVI: dict[str, Any] = {
@@ -96,6 +99,28 @@ OTHERS: dict[str, dict[str, Any]] = {
     "resnet": {"backbone": "timm_resnet18", "backbone_pretrained": False, "backbone_in_chans": 6}
     | {"necks": [{"name": "SelectIndices", "indices": [1, 2, 3, 4]}], "num_classes": 3}
     | _UNET,
+    "decur": {"backbone": "ssl4eos12_resnet50_sentinel2_all_decur", "backbone_pretrained": False}
+    | {"backbone_model_bands": BANDS, "backbone_out_indices": [1, 2, 3, 4], "num_classes": 3}
+    | _UNET,
+    "dofa": {"backbone": "dofa_small_patch16_224", "backbone_pretrained": False}
+    | {"backbone_model_bands": BANDS, "backbone_img_size": SIDE}
+    | {"backbone_out_indices": [2, 5, 8, 11], "necks": [_RESHAPE, _LEARNED], "num_classes": 3}
+    | _UNET,
+    "terramind": {"backbone": "terramind_v1_tiny", "backbone_pretrained": False}
+    | {"backbone_modalities": ["S2L2A"], "backbone_bands": {"S2L2A": BANDS}, "num_classes": 3}
+    | {"necks": [_FROM_ALL, _WITHOUT_CLASS, _LEARNED]}
+    | _UNET,
+    "terramind-base": {"backbone": "terramind_v1_base", "backbone_pretrained": False}
+    | {"backbone_modalities": ["S2L2A"], "backbone_bands": {"S2L2A": BANDS}, "num_classes": 3}
+    | {"necks": [_FROM_ALL, _WITHOUT_CLASS, _LEARNED]}
+    | {"decoder": "UperNetDecoder", "decoder_channels": 8},
+    "clay": {"backbone": "clay_v1_base", "backbone_pretrained": False, "num_classes": 3}
+    | {"backbone_bands": _OF_CLAY, "necks": [_FROM_ALL, _RESHAPE, _LEARNED]}
+    | {"backbone_img_size": SIDE}
+    | _UNET,
+    "clay-upper": {"backbone": "clay_v1_base", "backbone_pretrained": False, "num_classes": 3}
+    | {"backbone_bands": BANDS, "necks": [{"name": "SelectIndices", "indices": [11]}, _RESHAPE]}
+    | {"backbone_img_size": SIDE, "decoder": "FCNDecoder", "decoder_channels": 8},
     "vit": {"backbone": "timm_vit_tiny_patch16_224", "backbone_pretrained": False}
     | {"backbone_in_chans": 6, "backbone_img_size": SIDE, "backbone_out_indices": [1, 3, 5, 7]}
     | {"necks": [_LEARNED], "num_classes": 3}
@@ -192,7 +217,7 @@ def train_tiny(name: str, folder: Path) -> None:
             trainer.strategy.connect(task)
         trainer.save_checkpoint(folder / "model.ckpt", weights_only=True)
         told = {}
-        for side in (SIDE,) if "timm" in network["backbone"] else (SIDE, OTHER_SIDE):
+        for side in (SIDE, OTHER_SIDE) if "prithvi" in network["backbone"] else (SIDE,):
             shape = (1, 6, side, side) if dates == 1 else (1, 6, dates, side, side)
             pixels = (random.integers(5, 128, shape) / 256).astype(np.float32)  # they pack well
             told |= {f"pixels_{side}": pixels, f"logits_{side}": logits_of(task, pixels)}

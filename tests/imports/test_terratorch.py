@@ -160,6 +160,67 @@ def test_what_cannot_be_of_a_quantity_is_said_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+TOKENS = [{"name": "ReshapeTokensToImage", "remove_cls_token": False}]
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        (
+            {"backbone": "terramind_v1_base"},
+            r"backbone_modalities: \[\] cannot be imported; one of S2L2A",
+        ),
+        (
+            {"backbone": "terramind_v1_base", "backbone_modalities": ["S2L2A", "S1GRD"]},
+            r"backbone_modalities: \['S2L2A', 'S1GRD'\] cannot be imported; one of",
+        ),
+        (
+            {"backbone": "terramind_v1_tiny", "backbone_modalities": ["S1GRD"], "necks": TOKENS},
+            r"is not of the terramind_v1_tiny_s1grd that its YAML describes \(.*sen1grd",
+        ),
+        (
+            {"backbone": "terramind_v1_base", "backbone_modalities": ["RGB"], "necks": None},
+            "terramind_v1_base gives tokens, and without ReshapeTokensToImage",
+        ),
+        (
+            {"backbone": "clay_v1_base", "necks": TOKENS},
+            "remove_cls_token is False, and clay_v1_base has a class token",
+        ),
+        (
+            {"backbone": "dofa_base_patch16_224", "backbone_model_bands": ["BLUE", "NDVI"]},
+            "model_bands: NDVI has no wavelength; COASTAL_AEROSOL, BLUE",
+        ),
+        (
+            {"backbone": "ssl4eos12_resnet50_sentinel2_all_decur", "necks": None},
+            r"is not of the (model|ssl4eo_resnet50_s2) that its YAML describes",
+        ),
+    ],
+)
+def test_what_cannot_be_of_another_backbone_is_said_in_one_line(
+    given: dict[str, Any], complaint: str, scene: Path, tmp_path: Path
+) -> None:
+    folder = CHECKPOINTS / "quantity"
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    network = config["model"]["init_args"]["model_args"]
+    sizes = ("bands", "patch_size", "embed_dim", "depth", "num_heads")
+    kept = {key: value for key, value in network.items() if key not in [f"backbone_{x}" for x in sizes]}
+    four = {"decoder_channels": 8, "decoder": "FCNDecoder"}
+    config["model"]["init_args"]["model_args"] = kept | four | given
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    torch.save(
+        torch.load(folder / "model.ckpt", weights_only=True)["state_dict"], tmp_path / "model.ckpt"
+    )
+    with pytest.raises((RecipeError, WeightsError), match=complaint) as caught:
+        import_terratorch(
+            tmp_path / "model.ckpt",
+            tmp_path / "config.yaml",
+            tmp_path / "run",
+            options=ImportOptions(scenes=(scene,)),
+        )
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_the_yaml_says_is_in_the_run(imported: Callable[..., Path]) -> None:
     run = load_run(imported("lora-qkv"))
     assert run.spec.band_names == list(BANDS)
@@ -256,7 +317,8 @@ DATA, TASK, NETWORK = "data.init_args", "model.init_args", "model.init_args.mode
         ),
         (f"{TASK}.model_factory", "SatMAEModelFactory", "SatMAEModelFactory; EncoderDecoderFactory"),
         (f"{TASK}.class_names", ["land"], "1 names are given for 3 classes"),
-        (f"{NETWORK}.backbone", "terramind_v1_base", "terramind_v1_base cannot be imported; prithvi"),
+        (f"{NETWORK}.backbone", "satlas_swin_b", "satlas_swin_b cannot be imported; prithvi"),
+        (f"{NETWORK}.backbone", "clay_v1_base", "peft_config: adapters of clay_v1_base cannot"),
         (f"{NETWORK}.backbone_vpt", True, "backbone_vpt: True cannot be imported"),
         (f"{NETWORK}.backbone_depth", 3, r"indices: count from 0 to 2 .* found \[0, 1, 2, 3\]"),
         (f"{NETWORK}.backbone_depth", 5, "is not of the model that its YAML describes"),
@@ -344,6 +406,16 @@ def test_a_yaml_that_the_checkpoint_was_not_trained_by_is_refused_where_it_compu
         import_terratorch(folder / "model.ckpt", tmp_path / "config.yaml", run, options=options)
     assert "\n" not in str(caught.value)
     assert not run.exists()
+
+
+def test_a_model_that_was_told_time_and_place_of_every_scene_is_refused(tmp_path: Path) -> None:
+    folder = CHECKPOINTS / "dates"
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["data"]["init_args"]["use_metadata"] = True
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(RecipeError, match="use_metadata tells the model times and places") as caught:
+        import_terratorch(folder / "model.ckpt", tmp_path / "config.yaml", tmp_path / "run")
+    assert "\n" not in str(caught.value)
 
 
 def test_dates_that_the_checkpoint_has_no_positions_for_are_refused(

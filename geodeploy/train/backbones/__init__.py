@@ -29,8 +29,10 @@ FAMILIES = {
     **dict.fromkeys(dinov3.NAMES, Family(timm_models.create, dinov3.convert, colours=True)),
     **dict.fromkeys(dofa.VARIANTS, Family(dofa.create, dofa.convert)),
     **dict.fromkeys(scalemae.VARIANTS, Family(scalemae.create, scalemae.convert, colours=True)),
-    **dict.fromkeys(clay.VARIANTS, Family(clay.create, clay.convert)),
-    **dict.fromkeys(terramind.VARIANTS, Family(terramind.create, terramind.convert)),
+    **dict.fromkeys(clay.VARIANTS, Family(clay.create, clay.convert, ends_normalised=True)),
+    **dict.fromkeys(
+        terramind.VARIANTS, Family(terramind.create, terramind.convert, ends_normalised=True)
+    ),
     **dict.fromkeys(satmae.VARIANTS, Family(satmae.create, satmae.convert)),
     **dict.fromkeys(galileo.VARIANTS, Family(galileo.create, galileo.convert)),
 }

@@ -23,6 +23,10 @@ class Wanted:
     model: Model
     bands: tuple[str, ...]
     gsd_m: float | None = None
+    trained: bool = False
+    """Whether the weights are of a network for these very bands in this order, as after fine-tuning."""
+    micrometres: tuple[float, ...] | None = None
+    """What a network that goes by wavelengths is told of the bands; None for what its table says."""
 
     @property
     def planes(self) -> int:
@@ -58,6 +62,8 @@ class Family:
     """Whether the weights are for red, green and blue, from which filters for other bands are made."""
     dates: bool = False
     """Whether it takes several dates."""
+    ends_normalised: bool = False
+    """Whether TerraTorch gives its decoders the last map normalised, and the others as they are."""
     told: bool = False
     """Whether it can be told when and where its scenes were seen."""
 
@@ -132,6 +138,8 @@ def find_bands(known: Sequence[str], wanted: Wanted) -> list[int]:
 
 def pick_bands(filters_DCHW: Tensor, known: Sequence[str], wanted: Wanted) -> Tensor:
     """Patch filters of the recipe's bands from those of the bands ``known``."""
+    if wanted.trained:
+        return filters_DCHW
     if filters_DCHW.shape[1] != len(known):
         raise WeightsError(
             f"The weights {wanted.model.weights} are for {filters_DCHW.shape[1]} bands, those of "

@@ -39,25 +39,22 @@ VARIANTS = {
     for modality in _MODALITIES
 }
 """Size and modality by the name in a recipe, S2L2A where the name has none."""
+_PLAIN = ("tiny", "small")
+"""Sizes with biases and plain layers between attentions; the others have gated ones, and no biases."""
 _GATED = {"mlp.fc1": "mlp.fc1_g", "mlp.fc3": "mlp.fc1_x"}
 
 
 def create(wanted: Wanted) -> VisionTransformer:
     """See `Family`."""
-    options = vit_options(wanted, _SIZES[VARIANTS[wanted.model.backbone][0]])
+    size = VARIANTS[wanted.model.backbone][0]
+    options = vit_options(wanted, _SIZES[size])
     width = options["embed_dim"]
-    # Gated layers are two thirds as wide. Half a unit more: timm cuts off what is behind the point.
-    hidden = int(2 * int(width * options["mlp_ratio"]) / 3)
-    options["mlp_ratio"] = (hidden + 0.5) / width
-    vit = VisionTransformer(
-        **options,
-        class_token=False,
-        qkv_bias=False,
-        proj_bias=False,
-        mlp_layer=SwiGLU,
-        act_layer=nn.SiLU,
-        norm_layer=partial(nn.LayerNorm, eps=1e-6),
-    )
+    if size not in _PLAIN:
+        # Gated layers are two thirds as wide. Half a unit more: timm cuts off what is behind the point.
+        hidden = int(2 * int(width * options["mlp_ratio"]) / 3)
+        options |= {"mlp_ratio": (hidden + 0.5) / width, "mlp_layer": SwiGLU, "act_layer": nn.SiLU}
+        options |= {"qkv_bias": False, "proj_bias": False}
+    vit = VisionTransformer(**options, class_token=False, norm_layer=partial(nn.LayerNorm, eps=1e-6))
     row, col = cells(vit.patch_embed.grid_size[0])
     both = [waves(place, rates(width // 4)) for place in (row, col)]
     fix_positions(vit, torch.cat(both, dim=1)[None])
@@ -66,13 +63,14 @@ def create(wanted: Wanted) -> VisionTransformer:
 
 def convert(tensors: Tensors, vit: VisionTransformer, wanted: Wanted) -> Tensors:
     """See `Family`. What says which modality it is becomes the bias of the patches."""
-    modality, bands = _MODALITIES[VARIANTS[wanted.model.backbone][1]]
+    size, kind = VARIANTS[wanted.model.backbone]
+    modality, bands = _MODALITIES[kind]
     embedding = f"encoder_embeddings.untok_{modality}@224."
     found = {}
     for name, value in tensors.items():
         if name.startswith(("encoder.", "encoder_norm.")):
             ours = re.sub(r"^encoder\.", "blocks.", name).replace("encoder_norm.", "norm.")
-            for theirs, gated in _GATED.items():
+            for theirs, gated in () if size in _PLAIN else _GATED.items():
                 ours = ours.replace(theirs, gated)
             found[ours] = value
     patch = vit.patch_embed.patch_size[0]

@@ -20,6 +20,8 @@ def wavelengths_of(wanted: Wanted, table_um: dict[str, float]) -> Tensor:
     Raises:
         WeightsError: there is none for a band.
     """
+    if wanted.micrometres is not None:
+        return torch.tensor(wanted.micrometres)
     if unknown := [band for band in wanted.bands if band not in table_um]:
         raise WeightsError(
             f"{wanted.model.backbone} makes its filters of wavelengths, and knows none of "

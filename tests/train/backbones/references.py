@@ -273,14 +273,14 @@ def clay_v15_maps(network: Any, pixels: Tensor) -> list[Tensor]:
     return [torch.empty(0), grid(network(cube)[0])]
 
 
-def build_terramind(_: int, *, modality: str = "S2L2A") -> nn.Module:
+def build_terramind(_: int, *, modality: str = "S2L2A", gated: bool = True) -> nn.Module:
     from terratorch.models.backbones.terramind.model.terramind_vit import TerraMindViT
     from terratorch.models.backbones.terramind.model.tm_utils import LayerNorm
 
     return TerraMindViT(
-        img_size=64, modalities=[modality], dim=32, encoder_depth=2, num_heads=2, qkv_bias=False,
-        proj_bias=False, mlp_bias=False, norm_layer=partial(LayerNorm, eps=1e-6, bias=False),
-        act_layer=nn.SiLU, gated_mlp=True,
+        img_size=64, modalities=[modality], dim=32, encoder_depth=2, num_heads=2, qkv_bias=not gated,
+        proj_bias=not gated, mlp_bias=not gated, norm_layer=partial(LayerNorm, eps=1e-6, bias=False),
+        act_layer=nn.SiLU if gated else nn.GELU, gated_mlp=gated,
     )  # fmt: skip
 
 
@@ -509,7 +509,7 @@ REFERENCES = {
     "terramind_rgb": Reference(
         "terramind_v1_tiny_rgb",
         ("blue", "red", "green"),
-        partial(build_terramind, modality="RGB"),
+        partial(build_terramind, modality="RGB", gated=False),
         lambda network, pixels: [grid(tokens, 0) for tokens in network(pixels)],
         takes=("red", "green", "blue"),
         sides=(64, 96),
@@ -566,3 +566,73 @@ REFERENCES = {
         sides=(64, 96),
     ),
 }
+
+
+def build_terramind_whole(name: str, modality: str) -> nn.Module:
+    from terratorch.registry import BACKBONE_REGISTRY
+
+    with torch.device("cpu"):  # it reads numbers out of tensors as it is made
+        built: nn.Module = BACKBONE_REGISTRY.build(name, pretrained=False, modalities=[modality])
+    return built.to("meta")
+
+
+def published_sizes() -> dict[str, Callable[[], Any]]:
+    """By the name in a recipe, the published network in its own size."""
+    import torchgeo.models as torchgeo
+    from terratorch.models.backbones import scalemae
+    from terratorch.models.backbones.clay_v1.embedder import Embedder
+    from terratorch.models.backbones.clay_v15.model import Encoder
+    from terratorch.registry import BACKBONE_REGISTRY
+
+    build = partial(BACKBONE_REGISTRY.build, pretrained=False)
+    sizes = {
+        "clay_v1_base": lambda: Embedder(img_size=224).clay_encoder,
+        "clay_v1_5_large": lambda: Encoder(
+            mask_ratio=0.0, shuffle=False, patch_size=8, dim=1024, depth=24, heads=16, dim_head=64,
+            mlp_ratio=4.0,
+        ),
+        "dofa_huge": partial(torchgeo.dofa_huge_patch14_224),
+        "scalemae_base": partial(scalemae.vit_base_patch16, img_size=224),
+        "scalemae_large": partial(torchgeo.scalemae_large_patch16),
+        "scalemae_huge": partial(scalemae.vit_huge_patch14, img_size=224),
+        "ssl4eo_vit_huge_s2": partial(torchgeo.vit_huge_patch14_224, in_chans=13, num_classes=0),
+    }  # fmt: skip
+    of_prithvi = (
+        "tiny",
+        "v1_100",
+        "v2_tiny_tl",
+        "v2_100_tl",
+        "v2_300",
+        "v2_300_tl",
+        "v2_600",
+        "v2_600_tl",
+    )
+    for name in of_prithvi:
+        sizes[f"prithvi_eo_{name}"] = partial(build, f"prithvi_eo_{name}", num_frames=1)
+    for size in ("tiny", "small", "base", "large"):
+        name = f"terramind_v1_{size}"
+        sizes[name] = partial(build_terramind_whole, name, "S2L2A")
+    for modality in ("S2L1C", "S1GRD", "S1RTC", "RGB"):
+        name = f"terramind_v1_base_{modality.lower()}"
+        sizes[name] = partial(build_terramind_whole, "terramind_v1_base", modality)
+    for size in ("small", "base", "large"):
+        sizes[f"dofa_{size}"] = partial(getattr(torchgeo, f"dofa_{size}_patch16_224"))
+        vit = getattr(torchgeo, f"vit_{size}_patch16_224")
+        sizes[f"ssl4eo_vit_{size}_s2"] = partial(vit, in_chans=13, num_classes=0)
+    for size in ("small", "base"):
+        vit = getattr(torchgeo, f"vit_{size}_patch14_dinov2")
+        sizes[f"ssl4eo_vit_{size}14_s2"] = partial(vit, in_chans=13, num_classes=0)
+    for size in ("resnet18", "resnet50"):
+        sizes[f"ssl4eo_{size}_s2"] = partial(getattr(torchgeo, size), in_chans=13, num_classes=0)
+    return sizes
+
+
+def heads_of(network: nn.Module) -> set[int]:
+    """How many its attentions have, those aside that make filters."""
+    modules = [
+        module
+        for name, module in network.named_modules()
+        if "ttention" in type(module).__name__ and "generator" not in name
+    ]
+    counts = [getattr(one, "num_heads", None) or getattr(one, "heads", None) for one in modules]
+    return {count for count in counts if count}

@@ -10,7 +10,7 @@ import timm
 import torch
 from comparing import KEPT, LARGEST, kept_tensors, maps_of, ours
 from make_references import sample
-from references import REFERENCES, TINY, pixels_of
+from references import GSD_M, REFERENCES, TINY, pixels_of
 
 from geodeploy.errors import GeodeployError, RecipeError, WeightsError
 from geodeploy.export import export
@@ -31,6 +31,31 @@ def test_published_weights_give_what_the_published_network_gave(name: str, tmp_p
         for values, wanted in zip(maps, needed, strict=True):
             if wanted:
                 assert float((sample(values) - torch.tensor(wanted)).abs().max()) <= LARGEST
+
+
+@pytest.mark.parametrize("patch", [8, 4])
+@pytest.mark.parametrize("side", [32, 48])
+def test_galileos_real_weights_give_the_features_of_its_formulas(side: int, patch: int) -> None:
+    # Kept in galileo_nano.json: what the encoder's formulas, written out apart from ours by Galileo's
+    # source (277458f), give of the real weights. For random ones they give what that source gave
+    # (references/galileo.json) within 1e-6. Some of the values of each map.
+    weights = Path(__file__).parents[4] / "shared/data/galileo-nano-weights/encoder.pt"
+    if not weights.is_file():
+        pytest.skip(f"needs Galileo's weights (nasaharvest/galileo, models/nano) in {weights.parent}")
+    reference = REFERENCES["galileo"]
+    kept = json.loads((KEPT.parent / "galileo_nano.json").read_text())[f"{patch} {side}"]
+    model = Model(
+        backbone="galileo_nano",
+        weights=str(weights),
+        options={"patch_size": patch},
+        tile=side,
+        overlap=8,
+    )
+    backbone = build_backbone(model, reference.bands, gsd_m=GSD_M)
+    maps = maps_of(backbone, pixels_of(len(reference.bands), side))
+    for values, wanted in zip(maps, kept, strict=True):
+        assert float(values.std()) > 0.05
+        assert float((sample(values) - torch.tensor(wanted)).abs().max()) <= LARGEST
 
 
 @pytest.mark.parametrize("name", ["dofa", "satmae", "dinov3"])

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,11 +13,15 @@ from references import (
     ask_for_float32,
     filled,
     galileo_maps,
+    heads_of,
     pixels_of,
+    published_sizes,
     source_of,
 )
 
 from geodeploy.train.backbone import build_backbone
+from geodeploy.train.backbones import FAMILIES
+from geodeploy.train.backbones.family import Wanted
 from geodeploy.train.recipe import Model
 
 pytest.importorskip("terratorch", reason="needs terratorch and torchgeo, too heavy for the extra dev")
@@ -68,3 +73,21 @@ def test_published_weights_give_the_features_that_the_published_network_gives(
         found = largest_difference(maps_of(backbone, pixels), reference.answer(tensors, pixels))
         print(f"{name} on tiles of {side}: {found:.1e}")
         assert found <= LARGEST
+
+
+@pytest.mark.parametrize("name", published_sizes())
+def test_every_size_has_the_tensors_and_the_heads_of_the_published_network(name: str) -> None:
+    bands = {"s1": ("vv", "vh"), "rgb": ("red", "green", "blue")}
+    known = next((bands[key] for key in bands if key in name), ("red", "green", "blue"))
+    tile = 252 if "14" in name else 224
+    model = Model(backbone=name, weights="random", tile=tile, overlap=8)
+    with torch.device("meta"):  # without its memory
+        published = published_sizes()[name]()
+        encoder: Any = build_backbone(model, known, gsd_m=GSD_M).encoder
+        tensors = dict(published.state_dict())
+        found = FAMILIES[name].convert(tensors, encoder, Wanted(model, known, GSD_M))
+    needed = {key: value.shape for key, value in encoder.state_dict().items()}
+    if FAMILIES[name].colours:
+        needed = {key: value for key, value in needed.items() if "patch_embed" not in key}
+    assert {key: found[key].shape for key in needed if key in found} == needed
+    assert heads_of(encoder) == heads_of(published)
