@@ -578,6 +578,7 @@ def build_terramind_whole(name: str, modality: str) -> nn.Module:
 
 def published_sizes() -> dict[str, Callable[[], Any]]:
     """By the name in a recipe, the published network in its own size."""
+    ask_for_float32()
     import torchgeo.models as torchgeo
     from terratorch.models.backbones import scalemae
     from terratorch.models.backbones.clay_v1.embedder import Embedder
