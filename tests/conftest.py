@@ -4,8 +4,9 @@ import json
 import os
 import signal
 import warnings
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,15 @@ from geodeploy.spec import METADATA_KEY, Band, ModelSpec, SegmentationClass, Tar
 # A shell that runs the suite in the background has it ignored, and what the tests start inherits that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Where it is set, pytest compares files' bytes one by one to print how they differ, which takes hours.
+ON_CI = bool(os.environ.pop("CI", ""))
+
 settings.register_profile(
     "geodeploy",
     max_examples=25,
     deadline=None,
     database=None,
-    derandomize=bool(os.environ.get("CI")),
+    derandomize=ON_CI,
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("geodeploy")
@@ -312,15 +316,15 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Under CI a test of the chain that is skipped has failed: nobody would notice otherwise."""
     report = yield
-    if report.skipped and os.environ.get("CI") and item.get_closest_marker("chain"):
+    if report.skipped and ON_CI and item.get_closest_marker("chain"):
         report.outcome = "failed"
         report.longrepr = f"a test of the chain was skipped under CI: {report.longrepr}"
     return report
 
 
 @pytest.fixture(scope="session")
-def recipe_file(tmp_path_factory: pytest.TempPathFactory, real_scene: Path) -> Path:
-    """Beside 131 x 117 pixels of the scene that ships, all three classes among them."""
+def recipe_file(tmp_path_factory: pytest.TempPathFactory, real_scene: Path) -> Iterator[Path]:
+    """Beside 131 x 117 pixels of the scene that ships, all three classes among them; read only."""
     folder = tmp_path_factory.mktemp("recipe")
     window = Window(200, 150, 131, 117)
     labels = real_scene.with_name("landsat8_cloudy_labels.tif")
@@ -339,7 +343,13 @@ def recipe_file(tmp_path_factory: pytest.TempPathFactory, real_scene: Path) -> P
         assert {0, 1, 2} <= set(np.unique(corner.read(1)))
     path = folder / "tiny.toml"
     path.write_text(RECIPE)
-    return path
+    before = _contents(folder)
+    yield path
+    assert _contents(folder) == before, "a test has changed what all others read"
+
+
+def _contents(folder: Path) -> dict[str, str]:
+    return {path.name: sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """A training that was stopped goes on to the weights it would have had."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -129,7 +130,9 @@ def test_a_training_whose_data_or_weights_have_changed_since_starts_afresh_and_s
     change: Callable[[Path], None],
     told: str,
 ) -> None:
-    folder, recipe = recipe_file.parent, load_recipe(recipe_file)
+    folder = tmp_path / "data"
+    recipe_file = Path(shutil.copytree(recipe_file.parent, folder)) / recipe_file.name
+    recipe = load_recipe(recipe_file)
     vit = build_backbone(recipe.model, recipe.data.bands).encoder
     save_file(vit.state_dict(), folder / "vit.safetensors")
     weights = f"model.weights={folder / 'vit.safetensors'}"

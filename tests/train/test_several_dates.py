@@ -1,5 +1,6 @@
 """Training on several dates of a place: files of a date each, and one file that holds them all."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +31,10 @@ LIGHT = ("model.backbone=light", "model.options={channels=[8, 8, 16]}", "model.d
 
 
 @pytest.fixture(scope="module")
-def recipe(recipe_file: Path) -> Path:
+def recipe(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny recipe, with the same place darker and bluer beside it, and both dates in one file."""
+    folder = tmp_path_factory.mktemp("dates") / "recipe"
+    recipe_file = Path(shutil.copytree(recipe_file.parent, folder)) / recipe_file.name
     with rasterio.open(recipe_file.with_name("image.tif")) as image:
         stored, profile = image.read(), image.profile
         descriptions, scales, offsets = image.descriptions, image.scales, image.offsets
