@@ -191,31 +191,55 @@ def _on_row(
     return found
 
 
+class _Corners:
+    """The corners of polygons, one after the other; a ring does not end with its first once more."""
+
+    def __init__(self, polygons: NDArray[np.object_]) -> None:
+        _, coordinates, (rings, self._polygons) = shapely.to_ragged_array(polygons)
+        self.places: NDArray[np.float64] = np.delete(coordinates, rings[1:] - 1, axis=0)
+        self.rings = rings - np.arange(len(rings))
+        """Where each ring begins in ``places``, and their end."""
+        sizes = np.diff(self.rings)
+        self.ring = np.repeat(np.arange(len(sizes)), sizes)
+        """Of each corner."""
+        self.polygon = np.searchsorted(self._polygons, self.ring, side="right") - 1
+        """Of each corner."""
+
+    def begins(self, kept: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Where each ring begins among the corners that are ``kept``, and their end."""
+        counts: NDArray[np.int64] = np.concatenate([[0], np.cumsum(kept)])[self.rings]
+        return counts
+
+    def polygons(self, kept: NDArray[np.bool_]) -> NDArray[np.object_]:
+        """Those of the corners that are ``kept``."""
+        chosen, begins = np.flatnonzero(kept), self.begins(kept)
+        closed = np.insert(chosen, begins[1:], chosen[begins[:-1]])
+        return _polygons(self.places[closed], begins + np.arange(len(begins)), self._polygons)
+
+
+def _next(begins: NDArray[np.int64]) -> NDArray[np.int64]:
+    """For each corner of rings that begin there, the number of the one that follows on the ring."""
+    following = np.arange(1, begins[-1] + 1)
+    following[begins[1:] - 1] = begins[:-1]
+    return following
+
+
 def without_idle_corners(geometries: NDArray[np.object_]) -> NDArray[np.object_]:
     """Polygons without the corners that lie on a straight line between their neighbours."""
     if not len(geometries):
         return geometries
-    _, coordinates, (rings, polygons) = shapely.to_ragged_array(geometries)
-    first, last = rings[:-1], rings[1:] - 1  # the last corner of a ring is its first again
-    ring = np.repeat(np.arange(len(first)), last - first)
-    places = np.delete(np.arange(len(coordinates)), last)
-    before, after = places - 1, places + 1
-    at_start = places == first[ring]
-    before[at_start] = last[ring[at_start]] - 1
-    ahead = coordinates[after] - coordinates[places]
-    behind = coordinates[places] - coordinates[before]
-    turns = ahead[:, 0] * behind[:, 1] != ahead[:, 1] * behind[:, 0]
-    kept, ring = places[turns], ring[turns]
-    counts = np.bincount(ring, minlength=len(first))
-    starts = np.concatenate([[0], np.cumsum(counts)])
-    closed = np.insert(kept, starts[1:], kept[starts[:-1]])
-    return _polygons(coordinates[closed], starts + np.arange(len(starts)), polygons)
+    corners = _Corners(geometries)
+    after = _next(corners.rings)
+    ahead = corners.places[after] - corners.places
+    behind = np.empty_like(ahead)
+    behind[after] = ahead
+    return corners.polygons(ahead[:, 0] * behind[:, 1] != ahead[:, 1] * behind[:, 0])
 
 
 def simplified(
     geometries: NDArray[np.object_], *, tolerance: float, ratio: float
 ) -> NDArray[np.object_]:
-    """Polygons that fill a rectangle, with fewer corners, without gaps and overlaps.
+    """Polygons that fill a rectangle, with fewer corners, valid, without gaps and overlaps.
 
     Args:
         geometries: With corners in whole numbers.
@@ -223,10 +247,48 @@ def simplified(
         ratio: Of a pixel's height to its width, on the ground.
     """
     # Neighbours must share their corners, those too where a third one begins on a straight side.
-    dense = shapely.segmentize(geometries, 1.0)
-    on_ground = shapely.transform(dense, lambda corners: np.rint(corners) * (1.0, ratio))
+    dense = shapely.transform(shapely.segmentize(geometries, 1.0), np.rint)
+    on_ground = shapely.transform(dense, lambda corners: corners * (1.0, ratio))
     fewer = shapely.coverage_simplify(on_ground, tolerance, simplify_boundary=False)
-    back: NDArray[np.object_] = shapely.transform(
-        fewer, lambda corners: np.rint(corners / (1.0, ratio))
-    )
-    return back
+    kept = np.rint(shapely.get_coordinates(fewer) / (1.0, ratio)).astype(np.int64)
+    return _valid(_Corners(dense), kept)
+
+
+def _valid(corners: _Corners, kept: NDArray[np.int64]) -> NDArray[np.object_]:
+    """The polygons with corners at the places ``kept`` (n, 2), and at as few more as make them valid.
+
+    A side that was made straight may run through another corner, which can cut a polygon in two or
+    leave nothing of it. In such a polygon the corners of those sides come back; where there are none,
+    all of its corners do. A place is kept by all polygons that have a corner there or by none, so that
+    neighbours go on sharing their sides.
+    """
+    places = corners.places.astype(np.int64)
+    origin = places.min(axis=0)
+    stays = np.zeros(np.ptp(places, axis=0) + 1, bool)
+    stays[tuple((kept - origin).T)] = True
+    at = tuple((places - origin).T)
+    while True:
+        chosen = stays[at]
+        polygons = corners.polygons(chosen)
+        bad = ~shapely.is_valid(polygons)
+        if not bad.any():
+            return polygons
+        begins = corners.begins(chosen)
+        start, owner = places[chosen], corners.polygon[chosen]
+        way = start[_next(begins)] - start
+        # The places with whole numbers between the ends of each side of a polygon that is not valid.
+        steps = np.gcd(*way.T)
+        between = np.where(bad[owner], steps - 1, 0)
+        side = np.repeat(np.arange(len(start)), between)
+        step = np.arange(1, len(side) + 1) - (np.cumsum(between) - between)[side]
+        met = start[side] + way[side] // steps[side, None] * step[:, None]
+        through = np.zeros(len(start), bool)
+        through[side[stays[tuple((met - origin).T)]]] = True
+        helpless = bad.copy()
+        helpless[owner[through]] = False
+        # Corners before the first that is kept are of the side that closes the ring.
+        of_side = np.cumsum(chosen) - 1
+        first, last = begins[:-1][corners.ring], begins[1:][corners.ring] - 1
+        of_side = np.where(of_side < first, last, of_side)
+        back = through[of_side] | helpless[corners.polygon]
+        stays[tuple((places[back] - origin).T)] = True

@@ -98,6 +98,26 @@ def test_simple_outlines_leave_no_gaps_and_no_overlaps(
     assert shapely.union_all(polygons).area == pytest.approx(values.size)
 
 
+def test_outlines_stay_valid_where_pixels_are_not_square() -> None:
+    """There a side that was made straight may run through another corner, by what float64 rounds."""
+    for seed in range(60):
+        random = np.random.default_rng(seed)
+        values = np.kron(random.integers(0, 3, (15, 17)), np.ones((2, 2))).astype(np.uint8)
+        found = list(
+            trace(
+                [(0, values)],
+                height=len(values),
+                nodata=None,
+                areas=None,
+                simplify=lambda polygons, _: simplified(polygons, tolerance=4.5, ratio=0.8),
+            )
+        )
+        polygons = np.concatenate([features.geometries for features in found])
+        assert shapely.is_valid(polygons).all(), f"seed {seed}"
+        assert len(polygons) == len(by_gdal(values, None))
+        assert shapely.area(polygons).sum() == pytest.approx(values.size)
+
+
 def test_a_staircase_becomes_a_line() -> None:
     values = (np.add.outer(np.arange(40), np.arange(40)) < 40).astype(np.uint8)
     fewer = [
