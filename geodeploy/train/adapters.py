@@ -51,7 +51,9 @@ def wrap(backbone: Backbone, method: Adapter) -> nn.Module:
             f"method.name: peft {version('peft')} has no {method.title}. pip install --upgrade peft."
         )
     patches = PATCHES if method.takes_patches else None
-    pattern = layer_pattern(backbone.encoder, method.targets, patches=patches)
+    # These two watch every adapter at work, and the blocks after the last that is decoded never are.
+    blocks = max(backbone.taps.indices) + 1 if isinstance(method, AdaLora | Eva) else None
+    pattern = layer_pattern(backbone.encoder, method.targets, patches=patches, blocks=blocks)
     if backbone.new_patches and PATCHES in method.targets:
         raise RecipeError(
             f"method.targets: {PATCHES} is trained whole, because the weights never saw these bands. "
@@ -106,10 +108,17 @@ def merge_lora(module: nn.Module) -> None:
             module.set_submodule(name, layer.get_base_layer())
 
 
-def layer_pattern(vit: nn.Module, targets: tuple[str, ...], *, patches: str | None = None) -> str:
+def layer_pattern(
+    vit: nn.Module,
+    targets: tuple[str, ...],
+    *,
+    patches: str | None = None,
+    blocks: int | None = None,
+) -> str:
     """The pattern of the layers ``targets`` inside the blocks, and of ``patches`` if that is a target.
 
-    It is anchored there: a bare ``proj`` would also find the projection of the patch embedding.
+    Of the first ``blocks`` blocks, or all. It is anchored there: a bare ``proj`` would also find the
+    projection of the patch embedding.
     """
     layers = {
         re.sub(r"^blocks\.\d+\.", "", name)
@@ -125,7 +134,8 @@ def layer_pattern(vit: nn.Module, targets: tuple[str, ...], *, patches: str | No
             f"they have {', '.join(sorted(layers))}."
         )
     inside = "|".join(re.escape(PARTS.get(target, target)) for target in targets if target != patches)
-    parts = [rf"blocks\.\d+\.({inside})"] if inside else []
+    number = r"\d+" if blocks is None else f"({'|'.join(map(str, range(blocks)))})"
+    parts = [rf"blocks\.{number}\.({inside})"] if inside else []
     if patches in targets:
         parts.append(re.escape(str(patches)))
     return "|".join(parts)

@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from geodeploy.errors import RecipeError
 from geodeploy.train import train
 from geodeploy.train.backbone import build_backbone, decoded_blocks
 from geodeploy.train.model import TunedModel, assemble
 from geodeploy.train.recipe import Recipe, load_recipe
+from geodeploy.train.run import load_run
 
 WIDTH, DEPTH, PATCH, BANDS, R = 32, 2, 8, 6, 4
 PATCHES = WIDTH * BANDS * PATCH**2 + WIDTH
@@ -71,6 +72,21 @@ def test_adapters_sit_in_the_blocks_and_never_in_the_patch_embedding(recipe_file
     places = {name for name, _ in model.backbone.named_parameters() if "lora_" in name}
     assert len(places) == 2 * DEPTH
     assert all(".blocks." in name for name in places)
+
+
+@pytest.mark.parametrize(
+    "method", ["{name='eva', r=2}", "{name='adalora', init_r=4, target_r=2, warm=0.1, settled=0.1}"]
+)
+def test_methods_that_watch_their_adapters_leave_out_blocks_that_are_not_decoded(
+    recipe_file: Path, tmp_path: Path, method: str
+) -> None:
+    decoder = "model.terratorch={name='fcn', blocks=[0]}"
+    overrides = [f"method={method}", "model.decoder=terratorch", decoder, "training.steps=6"]
+    train(recipe_file, tmp_path / "run", overrides=overrides)
+    adapter = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    assert any("blocks.0." in name for name in adapter)
+    assert not any("blocks.1." in name for name in adapter)
+    load_run(tmp_path / "run")
 
 
 def test_a_target_that_the_blocks_lack_is_an_error_that_lists_what_they_have(
