@@ -7,7 +7,8 @@ Memory does not depend on the scene's height. Beyond the model's own session it 
               resampled, the blocks of three stripes besides
     seams     (outputs + 2) x overlap x width x 4; with the disagreement as for one output more, or, of
               quantities, as for twice as many
-    batches   3 x batch x tile² x (bands + 2 x outputs) x 4: one is stacked, one runs, one is blended
+    batches   3 x batch x tile² x (bands + 2 x outputs) x 4: of each third some tiles are stacked, run
+              and blended; of a batch that is shared out among streams, (2 x streams + 1) shares
               (where a tile has one answer as a whole, neither seams nor outputs count)
     map       about 512 rows x width x bytes a stored value, twice; as much for each band of the rasters
               beside it
@@ -74,7 +75,7 @@ log = logging.getLogger(__name__)
 _AHEAD = 2
 """Stripes read ahead of the one in use."""
 _BATCHES_AHEAD = 2
-"""Batches that the model works on or that wait for it, while the one before them is blended."""
+"""Batches for each stream that the model works on or that wait for it, while one is blended."""
 PANEL_BYTES = 384 * 2**20
 """What all that is as wide as the scene may take; a wider one is mapped in panels, one after the
 other."""
@@ -106,7 +107,7 @@ def map_scene(
         notes = [*raster.notes, *_resolution_notes(raster, spec)]
         for note in notes:
             log.warning(note)
-        plan = _plan(raster, spec, options)
+        plan = _plan(raster, spec, options, session.streams)
         if plan.area and plan.cleaning:
             notes.append(_edge_note(plan.cleaning))
             log.warning(notes[-1])
@@ -162,7 +163,7 @@ def check_scene(source: Path, session: Session, output: Path, options: PredictOp
         OutputError: there is a map at ``output`` and it is not to be replaced.
     """
     with opened(source, session.spec, options) as raster:
-        plan = _plan(raster, session.spec, options)
+        plan = _plan(raster, session.spec, options, session.streams)
         if options.overwrite or not output.exists():
             return
         found, job = noted_job(output), _job(session, raster, options, plan)
@@ -184,7 +185,9 @@ class Plan:
     parts: list[Part]
     """With windows in the same."""
     batch: int
-    """Tiles in one forward pass."""
+    """Tiles in work at once."""
+    streams: int
+    """Of the session: threads in which shares of that are in work."""
     readers: int
     """Threads that read at most."""
     task: Task
@@ -192,8 +195,18 @@ class Plan:
     """What is written beside the map."""
     cleaning: CleanOptions
 
+    @property
+    def share(self) -> int:
+        """Tiles in one forward pass."""
+        return -(-self.batch // self.streams)
 
-def _plan(raster: Raster, spec: ModelSpec, options: PredictOptions) -> Plan:
+    @property
+    def ahead(self) -> int:
+        """Forward passes that are in work or wait for it while what came of one is blended."""
+        return _BATCHES_AHEAD * self.streams
+
+
+def _plan(raster: Raster, spec: ModelSpec, options: PredictOptions, streams: int = 1) -> Plan:
     overlap = spec.overlap if options.overlap is None else options.overlap
     task = task_of(spec)
     grid = task.grid(raster.height, raster.width, spec.tile, overlap)
@@ -215,7 +228,8 @@ def _plan(raster: Raster, spec: ModelSpec, options: PredictOptions) -> Plan:
     batch = -(-tiles // -(-tiles // options.batch))
     cleaning = CleanOptions(smooth=options.smooth, sieve=options.sieve)
     cells = coarse(window, grid.cell)
-    plan = Plan(grid, area, cells, parts, batch, options.readers, task, others, cleaning)
+    streams = min(streams, batch)
+    plan = Plan(grid, area, cells, parts, batch, streams, options.readers, task, others, cleaning)
     _check_memory(memory_bytes(raster, spec, plan), batch)
     return plan
 
@@ -274,10 +288,10 @@ def _map_missing(
             unseen = UnseenCount(raster, spec.planes, region)
             cut = cut_tiles(holes.watch(stripes), region)
             counted = map(unseen.add, area.needed(cut) if area else cut)
-            batches = stack_tiles(counted, raster, spec, size=plan.batch, memories=_BATCHES_AHEAD + 1)
+            batches = stack_tiles(counted, raster, spec, size=plan.share, memories=plan.ahead + 1)
             canvas = plan.task.canvas(grid, region, area, options)
             skip = options.on_error == "skip"
-            with closing(_settle(batches, session, canvas, stages, holes, skip=skip)) as settled:
+            with closing(_settle(batches, session, canvas, plan, stages, holes, skip=skip)) as settled:
                 for whole in settled:
                     block = area.cut(whole) if area and not spec.whole_tiles else whole
                     with stages.write:
@@ -340,7 +354,7 @@ def _report(
         planned_memory_bytes=memory_bytes(raster, spec, plan),
         busy=BusyShares(
             read=stages.read.seconds / options.readers / seconds,
-            model=stages.model.seconds / seconds,
+            model=stages.model.seconds / plan.streams / seconds,
             blend=stages.blend.seconds / seconds,
             write=stages.write.seconds / seconds,
         ),
@@ -374,6 +388,7 @@ def _settle(
     batches: Iterable[Batch],
     session: Session,
     canvas: Canvas,
+    plan: Plan,
     stages: Stages,
     holes: Holes,
     *,
@@ -381,7 +396,7 @@ def _settle(
 ) -> Generator[Block, None, None]:
     """The blocks of the map that the ``batches`` settle, one by one.
 
-    The model works on the next batch in a thread of its own while the last one is blended and written.
+    The model works on the next ones in threads of their own while the last one is blended and written.
     With ``skip`` the tiles for which it has no answer are left out.
     """
 
@@ -389,7 +404,7 @@ def _settle(
         return batch, *(answers(session, batch) if skip else (whole_answers(session, batch), {}))
 
     timed = stages.model.timed(infer)
-    with closing(read_ahead(timed, batches, workers=1, ahead=_BATCHES_AHEAD)) as inferred:
+    with closing(read_ahead(timed, batches, workers=plan.streams, ahead=plan.ahead)) as inferred:
         for batch, probs, faults in inferred:
             stages.tiles_run += len(batch.run)
             stages.tiles_skipped += len(batch.members) - len(batch.run)
@@ -435,11 +450,11 @@ def memory_bytes(raster: Raster, spec: ModelSpec, plan: Plan) -> int:
     """What a run holds at its fullest beyond the model's session: the sum at the top of this module."""
     widest = max(int(plan.grid.part(part.rows, part.cols).source.width) for part in plan.parts)
     planes = len(spec.planes) + (0 if spec.whole_tiles else 2 * len(spec.outputs))
-    values = plan.batch * spec.tile**2 * planes
+    values = plan.share * spec.tile**2 * planes
     columns = widest * _column_bytes(raster, spec, plan.grid.overlap, plan.task, plan.others)
     at_once = min(plan.readers, -(-raster.height // raster.stripe_rows))
     decoded = at_once * max(layer.block_bytes for layer in raster.layers)
-    return columns + 4 * values * (_BATCHES_AHEAD + 1) + max(decoded, GDAL_CACHE_BYTES)
+    return columns + 4 * values * (plan.ahead + 1) + max(decoded, GDAL_CACHE_BYTES)
 
 
 def _column_bytes(

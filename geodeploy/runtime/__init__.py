@@ -37,6 +37,8 @@ class Session(Protocol):
     precision: str
     sha256: str
     """Of the model's file or files."""
+    streams: int
+    """How many callers it works for at once, each in its own thread; one is served by all of them."""
 
     def run(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """Outputs of pixels (B, C, tile, tile), finite and in the spec's units.
@@ -68,8 +70,8 @@ def open_session(
             runs in PyTorch.
         device: ``auto`` takes a GPU if the installed runtime can use one.
         threads: For the model's own arithmetic; None for as many as the process may use.
-        batch: Tiles that will be run at once, among which OpenVINO shares out its threads; None for
-            what `predict` takes by itself. Any number run.
+        batch: Tiles that will be in work at once, among which threads of a processor are shared out;
+            None for what `predict` takes by itself. Any number run.
 
     Raises:
         ModelError: it is neither, or it cannot be loaded.
@@ -127,7 +129,7 @@ def open_session(
     with_tensorrt = runtime == "onnxruntime-tensorrt"
 
     def open_file(file: "OnnxFile") -> OnnxSession:
-        return OnnxSession(file, device=device, threads=threads, tensorrt=with_tensorrt)
+        return OnnxSession(file, device=device, threads=threads, tensorrt=with_tensorrt, batch=batch)
 
     return hold(file, open_file)
 

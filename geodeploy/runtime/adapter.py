@@ -156,6 +156,7 @@ class AdaptedSession:
         self.precision = adapter.spec.precision
         with path.open("rb") as file:
             self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        self.streams = 1
         self._path = path
         self._tensors = {name: base.value(value) for name, value in adapter.tensors.items()}
         self._base, self._decoder = base, decoder

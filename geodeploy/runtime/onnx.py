@@ -22,24 +22,37 @@ from geodeploy.runtime.graph import (
     input_shape,
     to_graph,
 )
+from geodeploy.runtime.streams import TILES, Streams
 
 _CPU, _CUDA, _TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
-_BATCH = 8
-"""Tiles at once in TensorRT, which builds for each number anew: what `predict` takes by itself."""
 
 
 class OnnxSession:
-    """An ONNX model in ONNX Runtime. See `geodeploy.runtime.Session`."""
+    """An ONNX model in ONNX Runtime. See `geodeploy.runtime.Session`.
+
+    On a processor the ``threads`` are shared out among ``batch`` tiles: those that work on one tile
+    wait for one another in each layer, and the more so while scenes are read and maps written.
+    """
 
     def __init__(
-        self, file: OnnxFile, *, device: Device, threads: int | None, tensorrt: bool = False
+        self,
+        file: OnnxFile,
+        *,
+        device: Device,
+        threads: int | None,
+        tensorrt: bool = False,
+        batch: int | None = None,
     ) -> None:
         ort = import_onnxruntime("gpu" if tensorrt or device == "cuda" else "cpu")
         tensorrts = [(_TENSORRT, tensorrt_options(file))] if tensorrt else []
+        threads, tiles = threads or usable_cores(), batch or TILES
+
+        def load(threads: int) -> tuple[Any, str]:
+            return start(file.path, file.content, device=device, threads=threads, before=tensorrts)
+
+        shared = Streams(threads, tiles)
         try:
-            session, self.device = start(
-                file.path, file.content, device=device, threads=threads, before=tensorrts
-            )
+            session, self.device = load(shared.threads)
         except ModelError as error:
             if device != "cuda" and not tensorrt and file.spec.precision == "bf16":
                 raise ModelError(
@@ -47,16 +60,22 @@ class OnnxSession:
                     "fp32, --runtime openvino, or --device cuda."
                 ) from error
             raise
+        self._signature = check_signature(
+            file, _values(session.get_inputs()), _values(session.get_outputs()), float32="float"
+        )
+        fixed = self._signature.batch
+        if self.device == "cpu" and fixed and Streams(threads, tiles, fixed).threads != shared.threads:
+            shared = Streams(threads, tiles, fixed)
+            session, _ = load(shared.threads)
         self.spec = file.spec
         self.name = f"onnxruntime {ort.__version__}" + (" with TensorRT" if tensorrt else "")
         self.precision = file.spec.precision
         self.sha256 = file.sha256
         self._session = session
         self._model = file.path
-        self._signature = check_signature(
-            file, _values(session.get_inputs()), _values(session.get_outputs()), float32="float"
-        )
-        self._batch = self._signature.batch or (_BATCH if tensorrt else None)
+        self._batch = fixed or (TILES if tensorrt else None)
+        self._streams = shared
+        self.streams = shared.number if self.device == "cpu" else 1
         self._memory = self.device
         self._bound: dict[int, Bound] = {}
         self._one_batch = Lock()  # what is bound is of one caller at a time
@@ -69,7 +88,13 @@ class OnnxSession:
         if batch is None and self.device == "cuda":
             batch = even_batch(len(pixels))
         parts = to_graph(pixels, self.spec, batch)
-        return from_graph([self._call(part) for part in parts], self.spec, len(pixels))
+        if self.device == "cuda":
+            found = [self._call(part) for part in parts]
+        elif batch is None:
+            found = self._streams.each(self._call, self._streams.shares(parts[0]))
+        else:
+            found = self._streams.each(self._call, parts)
+        return from_graph(found, self.spec, len(pixels))
 
     def _call(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """Outputs of ``pixels``, both as the graph has them; checked."""
@@ -102,6 +127,7 @@ class OnnxSession:
 
     def close(self) -> None:
         """Give back the memory."""
+        self._streams.close()
         del self._session, self._bound
 
 
@@ -249,7 +275,7 @@ def tensorrt_options(file: OnnxFile) -> dict[str, Any]:
     cache = private_folder("onnxruntime-tensorrt")
     folder = cache / f"{import_onnxruntime('gpu').__version__}-{file.sha256}"
     folder.mkdir(exist_ok=True)
-    size = "x".join(map(str, (_BATCH, *input_shape(file.spec))))
+    size = "x".join(map(str, (TILES, *input_shape(file.spec))))
     shapes = ",".join(f"{name}:{size}" for name in input_names(file.content))
     return {
         "trt_engine_cache_enable": True,

@@ -1,12 +1,11 @@
 """Run an ONNX file with OpenVINO, on the CPU."""
 
 import json
-import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from threading import Lock
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -32,6 +31,7 @@ from geodeploy.runtime.graph import (
     to_graph,
 )
 from geodeploy.runtime.plan import Plan
+from geodeploy.runtime.streams import TILES, Streams
 
 OPENVINO, IN_BF16 = "openvino", "openvino-bf16"
 """Names of the runtime, computing in float32 and, where the processor has it, in bfloat16."""
@@ -41,12 +41,6 @@ MAY_TAKE_BF16 = ("bf16", "int8")
 CACHE = "GEODEPLOY_OPENVINO_CACHE"
 """Set to 1, compiled models are kept between runs: an int8 model loads in two thirds of the time, any
 other hardly faster. A copy of all weights is kept for each model, number of threads and of streams."""
-
-_TILES = 8
-"""What `predict` takes at once, unless the user says otherwise."""
-_WAITING = 0.25
-"""What each further thread of a stream adds to a tile's time on all of them, as a share. A ViT-S/14
-took 1.17 (float32) and 1.45 (int8) times as long in one stream of two threads as in two of one."""
 
 
 class OpenVinoSession:
@@ -82,16 +76,17 @@ class OpenVinoSession:
         self.sha256 = file.sha256
         signature = check_signature(file, _values(graph.inputs), _values(graph.outputs), float32="f32")
         self._batch = signature.batch or 1
+        self._streams = Streams(threads, batch or TILES, self._batch)
+        self.streams = self._streams.number
         try:
             graph.reshape([self._batch, *input_shape(file.spec)])
-            at_once = math.ceil((batch or _TILES) / self._batch)
             compiled = _compile(
                 ov,
                 graph,
                 {
                     **arithmetic(bf16=bf16),
                     "INFERENCE_NUM_THREADS": threads,
-                    "NUM_STREAMS": streams(threads, at_once),
+                    "NUM_STREAMS": self.streams,
                 },
                 self.sha256,
             )
@@ -106,46 +101,39 @@ class OpenVinoSession:
         self.name = f"{IN_BF16 if bf16 else OPENVINO} {version}"
         self.precision = file.spec.precision
         self._model = file.path
-        self._queue = ov.AsyncInferQueue(compiled)
-        self._queue.set_callback(_keep)
-        self._one_batch = Lock()  # two threads may be handed the same idle stream
+        self._idle: SimpleQueue[Any] = SimpleQueue()
+        for _ in range(self.streams):
+            self._idle.put(compiled.create_infer_request())
 
     def run(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """Outputs (B, K, tile, tile) of pixels (B, C, tile, tile)."""
         parts = to_graph(pixels, self.spec, self._batch)
-        found: dict[int, NDArray[np.float32]] = {}
+        found = self._streams.each(self._one_by_one, self._streams.shares(parts))
+        return from_graph([outputs for share in found for outputs in share], self.spec, len(pixels))
+
+    def _one_by_one(self, parts: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+        """Outputs of each of ``parts``, both as the graph has them; checked."""
+        request = self._idle.get()
         try:
-            with self._one_batch:
-                for place, part in enumerate(parts):
-                    self._queue.start_async([part], (found, place), share_inputs=True)
-                self._queue.wait_all()
+            found = []
+            for part in parts:
+                request.infer([part], share_inputs=True)
+                found.append(request.get_output_tensor(0).data.copy())
         except Exception as error:
             check_memory(error)
             raise ModelError(
                 f"{self._model}: {self.name} could not run it on {list(parts[0].shape)} "
                 f"({_reason(error)}). Take --runtime onnxruntime."
             ) from error
-        outputs = [found[place] for place in range(len(parts))]
-        check_outputs(self._model, self.spec, parts[0], outputs[0])
-        return from_graph(outputs, self.spec, len(pixels))
+        finally:
+            self._idle.put(request)
+        check_outputs(self._model, self.spec, parts[0], found[0])
+        return found
 
     def close(self) -> None:
         """Give back the memory."""
-        del self._queue
-
-
-def streams(threads: int, tiles: int) -> int:
-    """How many of ``tiles`` are in work at once, ``threads`` being shared out among them.
-
-    Of threads and tiles as few as can be are to be left over, and threads of one stream wait for one
-    another in each layer. What comes of a tile hangs on neither.
-    """
-
-    def time(number: int) -> float:
-        each = threads // number
-        return math.ceil(tiles / number) * (1 + _WAITING * (each - 1)) / each
-
-    return min(range(1, min(threads, tiles) + 1), key=time)
+        self._streams.close()
+        del self._idle
 
 
 def _compile(ov: Any, graph: Any, properties: Mapping[str, Any], digest: str) -> Any:
@@ -247,12 +235,6 @@ def _values(nodes: Any) -> list[Value]:
         )
         for node in nodes
     ]
-
-
-def _keep(request: Any, wanted: tuple[dict[int, NDArray[np.float32]], int]) -> None:
-    """Put what a request computed where `OpenVinoSession.run` looks for it."""
-    found, place = wanted
-    found[place] = request.get_output_tensor(0).data.copy()
 
 
 def _reason(error: Exception) -> str:

@@ -56,6 +56,7 @@ class TensorRtSession:
             _Lane(cuda, self._engine, signature.input, signature.output, self._batch, file)
             for _ in range(_STREAMS)
         ]
+        self.streams = 1
         self._one_batch = Lock()  # the lanes' buffers are of one caller at a time
 
     def run(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:

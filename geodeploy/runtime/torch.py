@@ -32,6 +32,7 @@ class TorchSession:
         self.spec = run.spec
         self.name = f"torch {torch.__version__}"
         self.sha256 = run.sha256
+        self.streams = 1
         self._model = run.model.to(self.device)
         torch.set_num_threads(threads or usable_cores())
 

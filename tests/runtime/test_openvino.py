@@ -1,12 +1,9 @@
 """Which runtime runs a model, and what OpenVINO does otherwise than ONNX Runtime."""
 
 import logging
-import math
 import platform
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,7 @@ from onnx import TensorProto, helper
 from geodeploy import Model, PredictOptions, predict
 from geodeploy.errors import DeviceError, MissingExtraError, ModelError, ParityError
 from geodeploy.runtime import open_session
-from geodeploy.runtime.openvino import has_bf16, streams
+from geodeploy.runtime.openvino import has_bf16
 from geodeploy.spec import ModelSpec, Parity
 
 MakeModel = Callable[..., Any]
@@ -198,19 +195,6 @@ def test_batches_and_threads_change_no_byte_of_a_map_made_in_openvino(
     assert (tmp_path / "one.tif").read_bytes() == (tmp_path / "other.tif").read_bytes()
 
 
-def test_threads_are_shared_out_for_any_number_of_them_and_any_batch() -> None:
-    assert [streams(threads, 1) for threads in (1, 2, 3, 8, 22)] == [1] * 5
-    assert [streams(1, tiles) for tiles in (1, 3, 8)] == [1] * 3
-    assert {threads: streams(threads, 8) for threads in (2, 3, 4, 5, 6, 7, 8, 14, 16, 22)} == {
-        2: 2, 3: 3, 4: 4, 5: 4, 6: 3, 7: 3, 8: 8, 14: 4, 16: 8, 22: 8,
-    }  # fmt: skip
-    for threads, tiles in product(range(1, 65), range(1, 17)):
-        number = streams(threads, tiles)
-        assert 1 <= number <= min(threads, tiles)
-        # What is left over never doubles the time that all threads would need.
-        assert math.ceil(tiles / number) / (threads // number) < tiles / threads * 2
-
-
 @pytest.fixture
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where compiled models are kept."""
@@ -253,16 +237,6 @@ def test_a_compiled_model_that_was_damaged_or_is_anothers_is_compiled_again(
         mine.write_bytes(content)
         np.testing.assert_array_equal(open_session(covered, runtime="openvino").run(pixels), judge)
         assert "it is built again" in caplog.text
-
-
-def test_threads_may_share_a_session(covered: Path) -> None:
-    session = open_session(covered, runtime="openvino", threads=2)
-    shares = np.random.default_rng(4).uniform(0, 0.6, (4, 5, 6, 64, 64)).astype(np.float32)
-    judges = [session.run(pixels) for pixels in shares]
-    with ThreadPoolExecutor(len(shares)) as pool:
-        for _ in range(50):
-            for found, judge in zip(pool.map(session.run, shares), judges, strict=True):
-                assert np.array_equal(found, judge)
 
 
 def test_the_map_is_that_of_onnx_runtime(covered: Path, real_scene: Path, tmp_path: Path) -> None:
