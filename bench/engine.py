@@ -7,10 +7,10 @@
     python bench/engine.py --model null --profile    and what the main thread's processor time goes into
 
 Two limits. The first is the bare session: as many batches of the same shape in a process of its own,
-with nothing around; the fastest of several settings counts. Where the model is dear, all else hides
-behind it. Where it is cheap, reading and writing want the same cores: the second limit is the processor
-time of reading the whole scene, of the bare session and of writing the map as a COG, each alone in a
-process, divided by the cores.
+with nothing around; the fastest of several settings counts, one thread a stream among them. Where the
+model is dear, all else hides behind it. Where it is cheap, reading and writing want the same cores: the
+second limit is the processor time of reading the whole scene, of the bare session and of writing the
+map as a COG, each alone in a process, divided by the cores.
 
 All take turns, so that a machine that slows down slows all; a ratio is taken for each turn and the
 median is quoted. Loading the model is left out on both sides.
@@ -37,19 +37,27 @@ MODELS: dict[str, Callable[[Path], Path]] = {
 }
 BARE = """
 import json, sys, time
+from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import onnxruntime
-path, batches, size, threads, spin = sys.argv[1], *map(int, sys.argv[2:6])
+path, batches, size, threads, spin, streams = sys.argv[1], *map(int, sys.argv[2:7])
 options = onnxruntime.SessionOptions()
-options.intra_op_num_threads = threads
+options.intra_op_num_threads = threads // streams
 options.add_session_config_entry("session.intra_op.allow_spinning", str(spin))
 session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 shape = session.get_inputs()[0].shape[1:]
-pixels = np.random.default_rng(0).uniform(0.02, 0.5, (size, *shape)).astype(np.float32)
+share = -(-size // streams)
+pixels = np.random.default_rng(0).uniform(0.02, 0.5, (share, *shape)).astype(np.float32)
 session.run(None, {"pixels": pixels})
+def work(_):
+    for _ in range(batches):
+        session.run(None, {"pixels": pixels})
 begun, begun_cpu = time.perf_counter(), time.process_time()
-for _ in range(batches):
-    session.run(None, {"pixels": pixels})
+if streams == 1:
+    work(0)
+else:
+    with ThreadPoolExecutor(streams) as pool:
+        list(pool.map(work, range(streams)))
 print(json.dumps([time.perf_counter() - begun, time.process_time() - begun_cpu]))
 """
 PREDICT = """
@@ -120,7 +128,8 @@ def main() -> None:
         output = folder / "engine_map.tif"
         report = call(PREDICT, model, scene, output, arguments.batch, False)
         batches = -(-report["tiles_run"] // report["batch"])
-        bare = [call(BARE, model, batches, report["batch"], cores, spinning) for spinning in (1, 0)]
+        settings = [(cores, 1, 1), (cores, 0, 1), (cores, 0, cores)]
+        bare = [call(BARE, model, batches, report["batch"], *setting) for setting in settings]
         session, session_cpu = (min(values) for values in zip(*bare, strict=True))
         read_cpu, write_cpu = call(READ, scene), call(WRITE, output, folder / "engine_copy.tif")
         least = (read_cpu + session_cpu + write_cpu) / cores
