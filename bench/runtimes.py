@@ -47,7 +47,7 @@ elif runtime.startswith("openvino"):
     session = OpenVinoSession(read_onnx(model), threads=threads, bf16=runtime == IN_BF16, batch=batch)
 else:
     from geodeploy.runtime.onnx import OnnxSession
-    session = OnnxSession(read_onnx(model), device="cpu", threads=threads)
+    session = OnnxSession(read_onnx(model), device="cpu", threads=threads, batch=batch)
 load = time.process_time() - begun
 outputs = [session.run(tiles[place : place + batch]) for place in range(0, len(tiles), batch)]
 np.save(outputs_file, np.concatenate(outputs))

@@ -48,9 +48,9 @@ class Streams:
         self._pool = ThreadPoolExecutor(self.number, thread_name_prefix="stream")
 
     def shares(self, calls: Given) -> list[Given]:
-        """What each stream is to do of ``calls``, a sequence or an array."""
-        firsts = range(0, len(calls), self._calls)
-        return [calls[first : first + self._calls] for first in firsts]
+        """Of ``calls``, a sequence or an array, what one caller at a time is to do, all alike in size."""
+        size = math.ceil(len(calls) / math.ceil(len(calls) / self._calls))
+        return [calls[first : first + size] for first in range(0, len(calls), size)]
 
     def each(self, work: Callable[[Given], Made], shares: Sequence[Given]) -> list[Made]:
         """What ``work`` makes of each of the ``shares``; of a single one in the caller's own thread."""

@@ -122,7 +122,9 @@ def _ask(sessions: Sequence[Session], scene: LabelledScene, bar: Any) -> NDArray
 @contextmanager
 def _open_teacher(teacher: Path, recipe: Recipe) -> Iterator[Session]:
     """A teacher of the recipe's task, on its device, with the threads that training has."""
-    session = open_session(teacher, device=recipe.training.device, threads=torch.get_num_threads())
+    session = open_session(
+        teacher, device=recipe.training.device, threads=torch.get_num_threads(), batch=_BATCH
+    )
     with closing(session):
         _check_same_task(teacher, session.spec, recipe)
         yield session

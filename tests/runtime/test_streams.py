@@ -36,6 +36,8 @@ def test_each_stream_has_a_share_and_a_single_one_stays_with_its_caller() -> Non
     assert (shared.number, shared.threads) == (4, 1)
     shares = shared.shares(list(range(8)))
     assert shares == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert [len(share) for share in shared.shares(np.zeros((9, 2)))] == [2, 2, 2, 2, 1]
+    assert [len(share) for share in shared.shares([0, 1, 2])] == [2, 1]
     together = threading.Barrier(4, timeout=10)  # broken, unless all four are at work at once
 
     def work(share: list[int]) -> tuple[int, str]:
