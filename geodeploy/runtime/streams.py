@@ -48,7 +48,7 @@ class Streams:
         self._pool = ThreadPoolExecutor(self.number, thread_name_prefix="stream")
 
     def shares(self, calls: Given) -> list[Given]:
-        """Of ``calls``, a sequence or an array, what one caller at a time is to do, all alike in size."""
+        """Of ``calls``, a sequence or an array, what one caller at a time is to do, alike in size."""
         size = math.ceil(len(calls) / math.ceil(len(calls) / self._calls))
         return [calls[first : first + size] for first in range(0, len(calls), size)]
 
