@@ -41,8 +41,9 @@ def main() -> None:
         print("| threads | merged, CPU ms a tile | base + adapter | ratio | max diff | largest logit |")
         print("|---|---|---|---|---|---|")
         for threads in arguments.threads:
-            whole = OnnxSession(read_onnx(merged), device="cpu", threads=threads)
-            base = Base(adapters / "base.onnx", device="cpu", threads=threads)
+            asked = {"device": "cpu", "threads": threads, "batch": arguments.batch}
+            whole = OnnxSession(read_onnx(merged), **asked)
+            base = Base(adapters / "base.onnx", **asked)
             adapted = base.session(adapters / f"{first.resolve().name}.onnx_adapter")
             judge, found = whole.run(pixels), adapted.run(pixels)
             one, other, ratio = in_turns(

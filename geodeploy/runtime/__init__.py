@@ -88,7 +88,8 @@ def open_session(
             f"The model {model} does not exist. Give an ONNX file made by `geodeploy export`, or a RUN."
         )
     if adapter is not None:
-        return open_base(model, runtime=runtime, device=device, threads=threads).session(adapter)
+        base = open_base(model, runtime=runtime, device=device, threads=threads, batch=batch)
+        return base.session(adapter)
     if model.is_dir():
         if runtime != "auto":
             raise ModelError(
@@ -179,7 +180,12 @@ def hold(file: "OnnxFile", open_file: "Callable[[OnnxFile], Session]") -> Sessio
 
 
 def open_base(
-    path: Path, *, runtime: Runtime = "auto", device: Device = "auto", threads: int | None = None
+    path: Path,
+    *,
+    runtime: Runtime = "auto",
+    device: Device = "auto",
+    threads: int | None = None,
+    batch: int | None = None,
 ) -> "Base":
     """The base at ``path``, which ONNX Runtime runs: no other runtime takes adapters.
 
@@ -196,7 +202,7 @@ def open_base(
         raise ModelError(f"{path} is a RUN, whose adapter is its own: leave --adapter out.")
     if runtime not in ("auto", "onnxruntime"):
         raise ModelError(f"Adapters run in ONNX Runtime: leave --runtime {runtime} out.")
-    return Base(path, device=device, threads=threads)
+    return Base(path, device=device, threads=threads, batch=batch)
 
 
 def _takes_openvino(model: Path, spec: ModelSpec, runtime: Runtime, device: Device) -> bool:

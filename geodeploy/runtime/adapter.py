@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geodeploy.errors import ModelError
+from geodeploy.machine import usable_cores
 from geodeploy.runtime import Device, Session, hold
 from geodeploy.runtime.bound import even_batch
 from geodeploy.runtime.graph import (
@@ -29,6 +30,7 @@ from geodeploy.runtime.graph import (
     to_graph,
 )
 from geodeploy.runtime.onnx import Graph, import_onnxruntime
+from geodeploy.runtime.streams import TILES, Streams
 from geodeploy.spec import METADATA_KEY, REFERENCE_KEY, ModelSpec
 
 SUFFIX = ".onnx_adapter"
@@ -114,11 +116,14 @@ class Base:
         DeviceError: the device asked for is not there.
     """
 
-    def __init__(self, path: Path, *, device: Device, threads: int | None) -> None:
+    def __init__(
+        self, path: Path, *, device: Device, threads: int | None, batch: int | None = None
+    ) -> None:
         file = read_base(path)
         self.sha256 = file.sha256
-        self.graph = Graph(path, file.content, device=device, threads=threads, settings=_SETTINGS)
-        self._device, self._threads = device, threads
+        self._streams = Streams(threads or usable_cores(), batch or TILES)
+        self._device, self._threads = device, self._streams.threads
+        self.graph = Graph(path, file.content, device=device, threads=self._threads, settings=_SETTINGS)
 
     def session(self, path: Path) -> Session:
         """The model that the adapter at ``path`` makes of the base.
@@ -143,20 +148,23 @@ class Base:
             path, adapter.decoder, device=self._device, threads=self._threads, settings=_SETTINGS
         )
         file = OnnxFile(path, adapter.decoder, adapter.spec, reference=adapter.reference)
-        return hold(file, lambda _: AdaptedSession(path, adapter, self.graph, decoder))
+        return hold(file, lambda _: AdaptedSession(path, adapter, self.graph, decoder, self._streams))
 
 
 class AdaptedSession:
     """A base with one adapter. See `geodeploy.runtime.Session`."""
 
-    def __init__(self, path: Path, adapter: Adapter, base: Graph, decoder: Graph) -> None:
+    def __init__(
+        self, path: Path, adapter: Adapter, base: Graph, decoder: Graph, shared: Streams
+    ) -> None:
         self.spec = adapter.spec
         self.name = base.name
         self.device = base.device
         self.precision = adapter.spec.precision
         with path.open("rb") as file:
             self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        self.streams = 1
+        self.streams = shared.number if self.device == "cpu" else 1
+        self._streams = shared
         self._path = path
         self._tensors = {name: base.value(value) for name, value in adapter.tensors.items()}
         self._base, self._decoder = base, decoder
@@ -168,6 +176,11 @@ class AdaptedSession:
         """Outputs (B, K, tile, tile) of pixels (B, C, tile, tile)."""
         batch = even_batch(len(pixels)) if self.device == "cuda" else None
         (tiles,) = to_graph(pixels, self.spec, batch)
+        shares = [tiles] if self.device == "cuda" else self._streams.shares(tiles)
+        return from_graph(self._streams.each(self._call, shares), self.spec, len(pixels))
+
+    def _call(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Outputs of ``tiles``, both as the graphs have them; checked."""
         feed = {self._signature.input: self._base.value(tiles), **self._tensors}
         maps = self._base.run(self._maps, feed)
         (outputs,) = self._decoder.run(
@@ -175,7 +188,7 @@ class AdaptedSession:
         )
         logits: NDArray[np.float32] = outputs.numpy().copy()  # else it may lie in what goes with them
         check_outputs(self._path, self.spec, tiles, logits)
-        return from_graph([logits], self.spec, len(pixels))
+        return logits
 
     def close(self) -> None:
         """Give back what is not the base's."""

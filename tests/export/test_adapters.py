@@ -281,6 +281,21 @@ def test_tensors_that_the_base_does_not_take_are_refused(
         open_session(folder / "base.onnx", adapter=tmp_path / "odd.onnx_adapter")
 
 
+def test_threads_and_callers_of_an_adapted_base_change_no_bit(
+    exported: tuple[Path, list[Path]],
+) -> None:
+    folder, (run, _) = exported
+    asked = {"adapter": adapter_of(folder, run), "device": "cpu"}
+    alone, shared = (open_session(folder / "base.onnx", threads=n, **asked) for n in (1, 2))
+    assert (alone.streams, shared.streams) == (1, 2)
+    tiles = load_run(run).tiles.pixels
+    pixels = np.resize(tiles, (9, *tiles.shape[1:]))
+    judge = alone.run(pixels)
+    with ThreadPoolExecutor(3) as pool:
+        for found in pool.map(shared.run, [pixels] * 6):
+            np.testing.assert_array_equal(found, judge)
+
+
 def on_gpu(base: Path) -> Base:
     """``base`` as on a GPU that computes what the processor does."""
     loaded = Base(base, device="cpu", threads=1)
