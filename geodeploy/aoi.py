@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 
 import numpy as np
@@ -23,6 +23,8 @@ from geodeploy.tiles import Span
 
 _SAMPLES = 20
 """Pieces along the longer side of a raster, when its place in degrees is looked for."""
+_COARSE = 256
+"""Pixels of the mask that tells whether an area is near."""
 _MOST_LATITUDE = 91
 """Global grids may reach half a pixel beyond the poles."""
 _MOST_LONGITUDE = 720
@@ -38,6 +40,12 @@ class Area:
     """Of the raster."""
     polygons: list[Polygon]
     """In the raster's CRS. What lies in an even number of a polygon's rings is outside."""
+    margin: int = 0
+    """How many pixels around the polygons, and maybe more, belong to it too: then all of the window."""
+
+    def with_margin(self, margin: int, height: int, width: int) -> "Area":
+        """With so many pixels around it of a raster of this size."""
+        return replace(self, window=_grown(self.window, margin, height, width), margin=margin)
 
     @property
     def digest(self) -> str:
@@ -60,20 +68,44 @@ class Area:
     def needed(self, tiles: Iterable[CutTile]) -> Iterator[CutTile]:
         """``tiles``, without data those that no pixel of the area lies in: they need not be run."""
         for tile, stored, valid in tiles:
-            touched = self.inside(tile.window).any()
+            touched = self._is_near(tile.window) if self.margin else self.inside(tile.window).any()
             yield tile, stored, valid if touched else np.zeros_like(valid)
 
     def inside(self, window: Window) -> NDArray[np.bool_]:
         """Which pixels of ``window`` of the raster belong to the area, (h, w)."""
-        corner = Affine.translation(window.col_off, window.row_off)
+        if self.margin:
+            return np.ones((int(window.height), int(window.width)), bool)
+        return self._mask(window, scale=1)
+
+    def _is_near(self, window: Window) -> bool:
+        """False only if no pixel of the polygons lies within the margin of ``window``."""
+        margin = self.margin
+        around = Window(
+            window.col_off - margin, window.row_off - margin,
+            window.width + 2 * margin, window.height + 2 * margin,
+        )  # fmt: skip
+        scale = math.ceil(max(around.height, around.width) / _COARSE)
+        return bool(self._mask(around, scale=scale, all_touched=True).any())
+
+    def _mask(self, window: Window, *, scale: int, all_touched: bool = False) -> NDArray[np.bool_]:
+        """Which squares of ``scale`` pixels of ``window`` lie in the polygons."""
+        corner = Affine.translation(window.col_off, window.row_off) @ Affine.scale(scale)
         with WARNINGS:  # rasterio hides one of its own here, while readers hide others
             mask: NDArray[np.bool_] = geometry_mask(
                 [{"type": "Polygon", "coordinates": polygon} for polygon in self.polygons],
-                out_shape=(int(window.height), int(window.width)),
+                out_shape=(math.ceil(window.height / scale), math.ceil(window.width / scale)),
                 transform=self.transform @ corner,
+                all_touched=all_touched,
                 invert=True,
             )
         return mask
+
+
+def _grown(window: Window, margin: int, height: int, width: int) -> Window:
+    (top, bottom), (left, right) = window.toranges()
+    top, left = max(top - margin, 0), max(left - margin, 0)
+    bottom, right = min(bottom + margin, height), min(right + margin, width)
+    return Window(left, top, right - left, bottom - top)
 
 
 def find_area(

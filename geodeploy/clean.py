@@ -3,11 +3,12 @@
 import shutil
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import rasterio
+from affine import Affine
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
@@ -160,6 +161,43 @@ def clean_raster(source: Path, target: Path, options: CleanOptions) -> tuple[NDA
                 file.write(values, 1, window=window)
                 row += len(values)
     return counts, changed
+
+
+def cut_raster(
+    source: Path, target: Path, window: Window, inside: Callable[[Window], NDArray[np.bool_]]
+) -> NDArray[np.int64]:
+    """Write ``window`` of the class map at ``source`` to ``target``, a plain GeoTIFF of values alone.
+
+    Args:
+        source: The class map, which has nodata.
+        target: What is written.
+        window: Of ``source``.
+        inside: Which pixels of a window of ``source`` stay, (h, w); the others become nodata.
+
+    Returns:
+        Pixels of each value that were written, (256,).
+    """
+    counts = np.zeros(256, np.int64)
+    with (
+        open_class_map(source) as opened,
+        warnings.catch_warnings(),
+        rasterio.open(
+            target, "w", driver="GTiff", count=1, dtype="uint8", height=window.height,
+            width=window.width, crs=opened.crs, nodata=opened.nodata,
+            transform=opened.transform @ Affine.translation(window.col_off, window.row_off),
+            compress="deflate", zlevel=1, tiled=True, blockxsize=BLOCK, blockysize=BLOCK,
+            bigtiff="if_safer",
+        ) as file,
+    ):  # fmt: skip
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        for row in range(0, window.height, BLOCK):
+            rows = min(BLOCK, window.height - row)
+            part = Window(window.col_off, window.row_off + row, window.width, rows)
+            values = opened.dataset.read(1, window=part)
+            values[~inside(part)] = opened.nodata
+            counts += _count([values])
+            file.write(values, 1, window=Window(0, row, window.width, rows))
+    return counts
 
 
 def cleaned(source: ClassMap, options: CleanOptions) -> Iterator[NDArray[np.uint8]]:

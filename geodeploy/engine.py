@@ -26,6 +26,7 @@ import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ from geodeploy.aoi import Area, find_area
 from geodeploy.batches import Batch, answers, cut_tiles, stack_tiles, whole_answers
 from geodeploy.blend import Block
 from geodeploy.cells import coarse
-from geodeploy.clean import CleanOptions, clean_raster
+from geodeploy.clean import CleanOptions, clean_raster, cut_raster
 from geodeploy.cog import Frame
 from geodeploy.derived import check_grid
 from geodeploy.errors import GridError, MemoryLimitError, OutputError, SourceError, first_line
@@ -108,9 +109,6 @@ def map_scene(
         for note in notes:
             log.warning(note)
         plan = _plan(raster, spec, options, session.streams)
-        if plan.area and plan.cleaning:
-            notes.append(_edge_note(plan.cleaning))
-            log.warning(notes[-1])
         job = _job(session, raster, options, plan)
         # An array in memory is gone with the run.
         keep = keep and bool(raster.files())
@@ -180,6 +178,8 @@ class Plan:
     grid: TileGrid
     """Of the whole scene, whatever area is asked for."""
     area: Area | None
+    around: Area | None
+    """The area with what a pixel of it may depend on when the map is made clean."""
     window: Window
     """The map, in the scene's pixels; where it is coarse, in its cells, from the scene's corner on."""
     parts: list[Part]
@@ -219,17 +219,22 @@ def _plan(raster: Raster, spec: ModelSpec, options: PredictOptions, streams: int
             f"({_MOST_PIXELS:.0e}). Map it piece by piece with --aoi."
         )
     columns = PANEL_BYTES // _column_bytes(raster, spec, overlap, task, others)
+    cleaning = CleanOptions(smooth=options.smooth, sieve=options.sieve)
+    around = area
+    if area and cleaning:
+        around = area.with_margin(cleaning.reach, raster.height, raster.width)
     parts = [
         replace(part, window=coarse(part.window, grid.cell))
-        for part in plan_parts(grid, columns=columns, within=window)
+        for part in plan_parts(grid, columns=columns, within=around.window if around else window)
     ]
     # Batches of nearly one size: nine tiles at eight a batch are five and four, not eight and one.
     tiles = sum(len(part.rows) * len(part.cols) for part in parts)
     batch = -(-tiles // -(-tiles // options.batch))
-    cleaning = CleanOptions(smooth=options.smooth, sieve=options.sieve)
     cells = coarse(window, grid.cell)
     streams = min(streams, batch)
-    plan = Plan(grid, area, cells, parts, batch, streams, options.readers, task, others, cleaning)
+    plan = Plan(
+        grid, area, around, cells, parts, batch, streams, options.readers, task, others, cleaning
+    )
     _check_memory(memory_bytes(raster, spec, plan), batch)
     return plan
 
@@ -246,7 +251,16 @@ def _others(task: Task, overlap: int, options: PredictOptions) -> list[Product]:
 
 
 def _writer(output: Path, journal: Journal, raster: Raster, spec: ModelSpec, plan: Plan) -> MapWriter:
-    cleaning = plan.cleaning
+    area, around, cleaning = plan.area, plan.around, plan.cleaning
+    about: dict[str, Any] = {}
+    if cleaning:
+        about["clean"] = lambda joined, to: clean_raster(joined, to, cleaning)[0]
+    if area and around and around is not area:
+        about |= {
+            "clean": partial(_clean_and_cut, plan),
+            "around": _frame(raster, plan, around.window),
+            "inside": area.inside,
+        }
     return MapWriter(
         output,
         journal=journal,
@@ -255,12 +269,34 @@ def _writer(output: Path, journal: Journal, raster: Raster, spec: ModelSpec, pla
         classes=plan.task.classes,
         product=plan.task.product,
         others=plan.others,
-        clean=(lambda joined, to: clean_raster(joined, to, cleaning)[0]) if cleaning else None,
+        **about,
     )
 
 
-def _frame(raster: Raster, plan: Plan) -> Frame:
-    window, cell = plan.window, plan.grid.cell
+def _clean_and_cut(plan: Plan, joined: Path, to: Path) -> NDArray[np.int64]:
+    """Make what is around the area clean as well, and write the area alone."""
+    area, around = plan.area, plan.around
+    assert area is not None
+    assert around is not None
+    row, col = around.window.row_off, around.window.col_off
+
+    def inside(window: Window) -> NDArray[np.bool_]:
+        return area.inside(_shifted(window, row, col))
+
+    whole = to.with_name("whole.tif")
+    clean_raster(joined, whole, plan.cleaning)
+    counts = cut_raster(whole, to, _shifted(area.window, -row, -col), inside)
+    whole.unlink()
+    return counts
+
+
+def _shifted(window: Window, rows: int, cols: int) -> Window:
+    """``window`` so many rows and columns further on."""
+    return Window(window.col_off + cols, window.row_off + rows, window.width, window.height)
+
+
+def _frame(raster: Raster, plan: Plan, window: Window | None = None) -> Frame:
+    window, cell = window or plan.window, plan.grid.cell
     corner = Affine.translation(window.col_off * cell, window.row_off * cell)
     return Frame(window, raster.crs, raster.transform @ corner @ Affine.scale(cell))
 
@@ -276,7 +312,7 @@ def _map_missing(
     progress: Progress | None,
 ) -> None:
     """Map and save the parts that the journal does not have, region by region."""
-    spec, grid, area = session.spec, plan.grid, plan.area
+    spec, grid, area = session.spec, plan.grid, plan.around
     holes = Holes(area)
     total = sum(part.pixels for part in plan.parts)
     mapped = sum(plan.parts[number].pixels for number in journal.done)
@@ -349,7 +385,7 @@ def _report(
         tiles_skipped=stages.tiles_skipped,
         pixels_kept=kept,
         seconds=seconds,
-        pixels_per_s=(height * width - kept) * plan.grid.cell**2 / seconds,
+        pixels_per_s=(sum(part.pixels for part in plan.parts) - kept) * plan.grid.cell**2 / seconds,
         peak_memory_bytes=peak_memory_bytes(),
         planned_memory_bytes=memory_bytes(raster, spec, plan),
         busy=BusyShares(
@@ -585,18 +621,6 @@ def _resolution_notes(raster: Raster, spec: ModelSpec) -> Iterator[str]:
             f"{raster.name} has pixels of {gsd_m:.3g} m, the model was trained on {spec.gsd_m:g} m: "
             "expect a poorer map, or bring the scene to that size with --gsd model."
         )
-
-
-def _edge_note(cleaning: CleanOptions) -> str:
-    flags = " and ".join(
-        f"--{name} {value}"
-        for name, value in (("smooth", cleaning.smooth), ("sieve", cleaning.sieve))
-        if value
-    )
-    return (
-        f"{flags} see the area of --aoi alone: up to {cleaning.reach} pixels from its edge the map may "
-        "not be that of the whole scene. For a true cut, map a larger area and cut it."
-    )
 
 
 def _unseen_notes(scene: str, unseen: Sequence[UnseenShare] | None) -> Iterator[str]:

@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
+from rasterio.windows import Window
 
 from geodeploy.blend import Block
 from geodeploy.cog import Frame, aux_path, encode, join, make_cog, write_names
@@ -164,6 +166,8 @@ class MapWriter:
         product: What is written of the model's answers as the map.
         others: What is written beside it, in numbers of the same type.
         clean: Given the joined map and where to write it clean; the pixels of each value, (256,).
+        around: What the parts show, where that is more than ``clean`` leaves of the map.
+        inside: Which pixels of a window are the map's, (h, w), of those that the parts show.
     """
 
     def __init__(
@@ -177,6 +181,8 @@ class MapWriter:
         product: Product,
         others: Sequence[Product] = (),
         clean: Callable[[Path, Path], NDArray[np.int64]] | None = None,
+        around: Frame | None = None,
+        inside: Callable[[Window], NDArray[np.bool_]] | None = None,
     ) -> None:
         self._output = output
         self._journal = journal
@@ -185,6 +191,7 @@ class MapWriter:
         self._classes = classes
         self._products = (product, *others)
         self._clean = clean
+        self._around, self._inside = around or frame, inside
         stops = list(accumulate(len(each.bands) for each in self._products))
         self._bands = {
             each.name: slice(stop - len(each.bands), stop)
@@ -209,9 +216,15 @@ class MapWriter:
         row, col = block.row - window.row_off, block.col - window.col_off
         inside = 0 <= row <= window.height - height and 0 <= col <= window.width - width
         assert inside, f"{height} x {width} pixels at {block.row}, {block.col} are not of {part}"
+        shown = block
+        if self._inside is not None:
+            window = Window(block.col, block.row, width, height)
+            shown = replace(block, valid=block.valid & self._inside(window))
         for product in self._products:
             place = self._bands[product.name]
-            self._canvas[place, row : row + height, col : col + width] = product.of(block)
+            # What is made clean by its neighbours is cut afterwards.
+            given = block if product is self._products[0] else shown
+            self._canvas[place, row : row + height, col : col + width] = product.of(given)
         self._filled += height * width
         return self._filled == part.pixels
 
@@ -220,13 +233,24 @@ class MapWriter:
         assert self._canvas is not None
         assert self._filled == part.pixels, f"{self._filled} of the {part.pixels} pixels of {part}"
         pixels, self._canvas = self._canvas, None
-        tallies = [self._tally(band).noted for band in pixels]
+        of_map = pixels[self._bands[self._products[0].name]]
+        beside_it = pixels[len(of_map) :, *self._shown(part.window)]
+        tallies = [self._tally(band).noted for band in (*of_map, *beside_it)]
         try:
             # Through memory: Python tells of a full disk, GDAL does not always.
             files = {_part_name(part): encode(pixels)}
             self._journal.save(part.number, files, {"tallies": tallies, **facts})
         except (RasterioError, OSError) as error:
             raise self._failed(error) from error
+
+    def _shown(self, window: Window) -> tuple[slice, slice]:
+        """The rows and columns of ``window`` that are not only around the map."""
+        (first_row, last_row), (first_col, last_col) = self._frame.window.toranges()
+        row, col = window.row_off, window.col_off
+        return (
+            slice(max(first_row - row, 0), max(last_row - row, 0)),
+            slice(max(first_col - col, 0), max(last_col - col, 0)),
+        )
 
     def tallies(self, product: Product | None = None) -> Sequence[Any]:
         """What the pixels of each band of a ``product`` come to; of the map without one.
@@ -243,7 +267,7 @@ class MapWriter:
 
     def _tally(self, band: NDArray[Any]) -> Any:
         # A few rows at a time: sums in float64 take many times the bytes of what is summed.
-        return add_up(self._kind.of(band[row : row + _ROWS]) for row in range(0, len(band), _ROWS))
+        return add_up(self._kind.of(band[row : row + _ROWS]) for row in range(0, len(band) or 1, _ROWS))
 
     def finish(self, tags: Mapping[str, str]) -> None:
         """Join the parts, move the rasters into place, remove the parts.
@@ -284,7 +308,8 @@ class MapWriter:
         files = {_part_name(part): part.window for part in self._parts}
         is_map = product is self._products[0]
         about: dict[str, Any] = {"tags": tags, "classes": self._classes if is_map else ()}
-        join(joined, product, self._frame, files, first=first, tallies=tallies, **about)
+        frame = self._around if is_map else self._frame
+        join(joined, product, frame, files, first=first, tallies=tallies, **about)
         if is_map and self._clean is not None:
             tallies = [Counts(self._clean(joined, folder / "clean.tif"))]
             self._tallies[0] = tallies[0]

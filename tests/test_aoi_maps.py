@@ -11,6 +11,7 @@ import rasterio
 from affine import Affine
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from rasterio.features import geometry_mask
 from rio_cogeo.cogeo import cog_validate
 
 from geodeploy import PredictOptions, evaluate, predict, predict_scenes
@@ -88,40 +89,78 @@ def patchy(
     return model.path, scene
 
 
+@pytest.mark.parametrize("cleaning", [{"smooth": 9}, {"sieve": 7}, {"smooth": 5, "sieve": 7}])
 @pytest.mark.parametrize(
-    ("cleaning", "reach", "flags"),
+    "edges",
     [
-        ({"smooth": 9}, 4, "--smooth 9"),
-        ({"sieve": 7}, 42, "--sieve 7"),
-        ({"smooth": 5, "sieve": 7}, 44, "--smooth 5 and --sieve 7"),
+        (30, 53, 690, 380),
+        (101, 53, 450, 380),
+        (0, 0, 9, 11),
+        (400, 200, HEIGHT, WIDTH),
+        (300, 100, 301, 101),
     ],
 )
-def test_a_clean_map_of_an_area_is_a_cut_of_the_whole_but_near_its_edge_and_says_so(
-    patchy: tuple[Path, Path], tmp_path: Path, cleaning: dict[str, int], reach: int, flags: str
+def test_a_clean_map_of_an_area_is_a_cut_of_the_whole(
+    patchy: tuple[Path, Path],
+    tmp_path: Path,
+    cleaning: dict[str, int],
+    edges: tuple[int, int, int, int],
 ) -> None:
     model, scene = patchy
-    predict(scene, model, tmp_path / "all.tif", options=PredictOptions(**cleaning))
-    top, left, bottom, right = 101, 53, 450, 380
-    options = PredictOptions(aoi=box(top, left, bottom, right), **cleaning)
+    top, left, bottom, right = edges
+    asked = PredictOptions(confidence=True, disagreement=True, **cleaning)
+    predict(scene, model, tmp_path / "all.tif", options=asked)
+    options = asked.model_copy(update={"aoi": box(top, left, bottom, right)})
     report = predict(scene, model, tmp_path / "cut.tif", options=options)
-    (warning,) = report.warnings
-    assert warning.startswith(
-        f"{flags} see the area of --aoi alone: up to {reach} pixels from its edge"
-    )
-    with rasterio.open(tmp_path / "all.tif") as all_, rasterio.open(tmp_path / "cut.tif") as cut:
-        judge, found = all_.read(1)[top:bottom, left:right], cut.read(1)
-    inside = np.s_[reach:-reach, reach:-reach]
-    np.testing.assert_array_equal(found[inside], judge[inside])
-    assert (found != judge).any()  # what the warning is about
-    assert len(np.unique(judge[inside])) == 4
+    notes = [note for note in report.warnings if "disagreement" not in note]
+    assert not notes
+    assert (report.height, report.width) == (bottom - top, right - left)
+    for name in ("", "_confidence", "_disagreement"):
+        with (
+            rasterio.open(tmp_path / f"all{name}.tif") as all_,
+            rasterio.open(tmp_path / f"cut{name}.tif") as cut,
+        ):
+            judge = all_.read(1)[top:bottom, left:right]
+            np.testing.assert_array_equal(cut.read(1), judge)
+            assert cut.transform.almost_equals(all_.transform @ Affine.translation(left, top), 1e-9)
+        if not name:
+            counts = {value: int((judge == value).sum()) for value in (0, 1, 3, 4)}
+            assert {item.value: item.pixels for item in report.classes} == counts
+    again = predict(scene, model, tmp_path / "cut.tif", options=options)
+    assert again.was_there
+    assert {path.name for path in tmp_path.iterdir() if path.name.startswith(".")} == set()
 
 
-def test_a_clean_map_of_the_whole_scene_warns_of_nothing(
+def test_a_clean_map_of_polygons_is_that_of_the_whole_inside_them(
     patchy: tuple[Path, Path], tmp_path: Path
 ) -> None:
     model, scene = patchy
-    options = PredictOptions(smooth=5, sieve=7)
-    assert predict(scene, model, tmp_path / "map.tif", options=options).warnings == ()
+    asked = PredictOptions(smooth=5, sieve=7, confidence=True)
+    predict(scene, model, tmp_path / "all.tif", options=asked)
+    corners = [(10, 10, 60, 70), (620, 380, 690, 425)]  # a corner of the scene each, far apart
+    shapes = []
+    for top, left, bottom, right in corners:
+        xs, ys = (5e5 + 30 * left, 5e5 + 30 * right), (4e6 - 30 * bottom, 4e6 - 30 * top)
+        shapes.append([[(xs[0], ys[0]), (xs[1], ys[0]), (xs[1], ys[1]), (xs[0], ys[0])]])
+    area = {"type": "MultiPolygon", "coordinates": shapes}
+    crs = {"type": "name", "properties": {"name": CRS}}
+    (tmp_path / "a.geojson").write_text(
+        json.dumps({"type": "FeatureCollection", "crs": crs, "features": [
+            {"type": "Feature", "properties": {}, "geometry": area}]})
+    )  # fmt: skip
+    options = asked.model_copy(update={"aoi": str(tmp_path / "a.geojson")})
+    report = predict(scene, model, tmp_path / "cut.tif", options=options)
+    assert report.tiles_skipped
+    for name in ("", "_confidence"):
+        with (
+            rasterio.open(tmp_path / f"all{name}.tif") as all_,
+            rasterio.open(tmp_path / f"cut{name}.tif") as cut,
+        ):
+            judge, found = all_.read(1)[10:690, 10:425], cut.read(1)
+            inside = geometry_mask([area], out_shape=found.shape, transform=cut.transform, invert=True)
+        np.testing.assert_array_equal(found[inside], judge[inside])
+        assert (found[~inside] == 255).all()
+        assert inside.any()
 
 
 def test_polygons_cut_the_map_and_spare_the_tiles_between_them(whole: Any, tmp_path: Path) -> None:
