@@ -47,7 +47,7 @@ class PredictOptions(BaseModel):
     blend: Blend = "cosine"
     """How overlapping tiles are weighed; ``crop`` cuts the overlap in the middle."""
     batch: PositiveInt = 8
-    """Tiles in one forward pass at most. Memory grows in proportion."""
+    """Tiles in work at once, at most, shared out among threads. Memory grows in proportion."""
     adapter: Path | None = None
     """What makes a model of a base: a file that `geodeploy export --adapters` made with it."""
     runtime: Runtime = "auto"
