@@ -45,7 +45,8 @@ class Area:
 
     def with_margin(self, margin: int, height: int, width: int) -> "Area":
         """With so many pixels around it of a raster of this size."""
-        return replace(self, window=_grown(self.window, margin, height, width), margin=margin)
+        window = _grown(self.window, margin).intersection(Window(0, 0, width, height))
+        return replace(self, window=window, margin=margin)
 
     @property
     def digest(self) -> str:
@@ -79,11 +80,7 @@ class Area:
 
     def _is_near(self, window: Window) -> bool:
         """False only if no pixel of the polygons lies within the margin of ``window``."""
-        margin = self.margin
-        around = Window(
-            window.col_off - margin, window.row_off - margin,
-            window.width + 2 * margin, window.height + 2 * margin,
-        )  # fmt: skip
+        around = _grown(window, self.margin)
         scale = math.ceil(max(around.height, around.width) / _COARSE)
         return bool(self._mask(around, scale=scale, all_touched=True).any())
 
@@ -101,11 +98,9 @@ class Area:
         return mask
 
 
-def _grown(window: Window, margin: int, height: int, width: int) -> Window:
-    (top, bottom), (left, right) = window.toranges()
-    top, left = max(top - margin, 0), max(left - margin, 0)
-    bottom, right = min(bottom + margin, height), min(right + margin, width)
-    return Window(left, top, right - left, bottom - top)
+def _grown(window: Window, margin: int) -> Window:
+    height, width = window.height + 2 * margin, window.width + 2 * margin
+    return Window(window.col_off - margin, window.row_off - margin, width, height)
 
 
 def find_area(

@@ -5,6 +5,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import rasterio
@@ -139,13 +140,8 @@ def clean_raster(source: Path, target: Path, options: CleanOptions) -> tuple[NDA
         dataset = opened.dataset
         with (
             warnings.catch_warnings(),
-            rasterio.open(
-                target, "w", driver="GTiff", count=1, dtype="uint8", height=opened.height,
-                width=opened.width, crs=opened.crs, transform=opened.transform, nodata=opened.nodata,
-                compress="deflate", zlevel=1, tiled=True, blockxsize=BLOCK, blockysize=BLOCK,
-                bigtiff="if_safer",
-            ) as file,
-        ):  # fmt: skip
+            _new(target, opened, Window(0, 0, opened.width, opened.height)) as file,
+        ):
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             tags = {name: value for name, value in dataset.tags().items() if name not in _OF_COG}
             file.update_tags(**(tags | options.tags))
@@ -181,14 +177,8 @@ def cut_raster(
     with (
         open_class_map(source) as opened,
         warnings.catch_warnings(),
-        rasterio.open(
-            target, "w", driver="GTiff", count=1, dtype="uint8", height=window.height,
-            width=window.width, crs=opened.crs, nodata=opened.nodata,
-            transform=opened.transform @ Affine.translation(window.col_off, window.row_off),
-            compress="deflate", zlevel=1, tiled=True, blockxsize=BLOCK, blockysize=BLOCK,
-            bigtiff="if_safer",
-        ) as file,
-    ):  # fmt: skip
+        _new(target, opened, window) as file,
+    ):
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         for row in range(0, window.height, BLOCK):
             rows = min(BLOCK, window.height - row)
@@ -198,6 +188,17 @@ def cut_raster(
             counts += _count([values])
             file.write(values, 1, window=Window(0, row, window.width, rows))
     return counts
+
+
+def _new(target: Path, source: ClassMap, window: Window) -> Any:
+    """A plain GeoTIFF for a ``window`` of ``source``, to be written from the top."""
+    return rasterio.open(
+        target, "w", driver="GTiff", count=1, dtype="uint8", height=window.height,
+        width=window.width, crs=source.crs, nodata=source.nodata,
+        transform=source.transform @ Affine.translation(window.col_off, window.row_off),
+        compress="deflate", zlevel=1, tiled=True, blockxsize=BLOCK, blockysize=BLOCK,
+        bigtiff="if_safer",
+    )  # fmt: skip
 
 
 def cleaned(source: ClassMap, options: CleanOptions) -> Iterator[NDArray[np.uint8]]:

@@ -7,9 +7,9 @@ Memory does not depend on the scene's height. Beyond the model's own session it 
               resampled, the blocks of three stripes besides
     seams     (outputs + 2) x overlap x width x 4; with the disagreement as for one output more, or, of
               quantities, as for twice as many
-    batches   3 x batch x tile² x (bands + 2 x outputs) x 4: of each third some tiles are stacked, run
-              and blended; of a batch that is shared out among streams, (2 x streams + 1) shares
-              (where a tile has one answer as a whole, neither seams nor outputs count)
+    batches   (2 x streams + 1) x share x tile² x (bands + 2 x outputs) x 4, a share being the part of a
+              batch that one of the session's streams runs: each runs one while another waits, and one
+              is blended (where a tile has one answer as a whole, neither seams nor outputs count)
     map       about 512 rows x width x bytes a stored value, twice; as much for each band of the rasters
               beside it
     GDAL      its block cache, 16 MiB; or, if that is more, one of the file's own blocks, decoded, for

@@ -109,7 +109,9 @@ def test_a_clean_map_of_an_area_is_a_cut_of_the_whole(
     model, scene = patchy
     top, left, bottom, right = edges
     asked = PredictOptions(confidence=True, disagreement=True, **cleaning)
-    predict(scene, model, tmp_path / "all.tif", options=asked)
+    everything = predict(scene, model, tmp_path / "all.tif", options=asked)
+    assert everything.warnings == ()
+    assert all(item.pixels for item in everything.classes)
     options = asked.model_copy(update={"aoi": box(top, left, bottom, right)})
     report = predict(scene, model, tmp_path / "cut.tif", options=options)
     notes = [note for note in report.warnings if "disagreement" not in note]

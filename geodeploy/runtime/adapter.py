@@ -121,7 +121,8 @@ class Base:
     ) -> None:
         file = read_base(path)
         self.sha256 = file.sha256
-        self._streams = Streams(threads or usable_cores(), batch or TILES)
+        tiles = 1 if device == "cuda" else batch or TILES  # a GPU takes all tiles at once
+        self._streams = Streams(threads or usable_cores(), tiles)
         self._device, self._threads = device, self._streams.threads
         self.graph = Graph(path, file.content, device=device, threads=self._threads, settings=_SETTINGS)
 

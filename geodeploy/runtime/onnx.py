@@ -45,7 +45,8 @@ class OnnxSession:
     ) -> None:
         ort = import_onnxruntime("gpu" if tensorrt or device == "cuda" else "cpu")
         tensorrts = [(_TENSORRT, tensorrt_options(file))] if tensorrt else []
-        threads, tiles = threads or usable_cores(), batch or TILES
+        threads = threads or usable_cores()
+        tiles = 1 if tensorrt or device == "cuda" else batch or TILES  # a GPU takes all tiles at once
 
         def load(threads: int) -> tuple[Any, str]:
             return start(file.path, file.content, device=device, threads=threads, before=tensorrts)
@@ -64,9 +65,10 @@ class OnnxSession:
             file, _values(session.get_inputs()), _values(session.get_outputs()), float32="float"
         )
         fixed = self._signature.batch
-        if self.device == "cpu" and fixed and Streams(threads, tiles, fixed).threads != shared.threads:
-            shared = Streams(threads, tiles, fixed)
-            session, _ = load(shared.threads)
+        if self.device == "cpu" and fixed:
+            loaded, shared = shared, Streams(threads, tiles, fixed)
+            if shared.threads != loaded.threads:
+                session, _ = load(shared.threads)
         self.spec = file.spec
         self.name = f"onnxruntime {ort.__version__}" + (" with TensorRT" if tensorrt else "")
         self.precision = file.spec.precision
